@@ -1,0 +1,102 @@
+"""Every error that pyseccomp raises on purpose.
+
+All derive from :class:`SeccompError`; where the standard library has a class of the same meaning they derive from it
+too, by meaning and never by the number of an errno (a notification that is gone is not a missing file).
+"""
+
+from __future__ import annotations
+
+
+class SeccompError(Exception):
+    """Root of the errors of this package."""
+
+
+class KernelError(SeccompError, OSError):
+    """The kernel refused a call for a reason that has no class of its own; ``errno`` is set."""
+
+
+class ProgramError(SeccompError, ValueError):
+    """A BPF program is not one that the kernel would load; ``index`` is the instruction, or None."""
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class PolicyError(SeccompError, ValueError):
+    """A policy, a rule or one of its arguments makes no sense."""
+
+
+class UnknownSyscallError(PolicyError, LookupError):
+    """No system call of that name on that architecture; ``suggestions`` holds the nearest names."""
+
+    def __init__(self, message: str, *, suggestions: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.suggestions = suggestions
+
+
+class FilterFdError(SeccompError, OSError):
+    """A file descriptor is not a filter, or not one that can be trusted (seals, size, header, digest, program)."""
+
+
+class FilterClosedError(SeccompError, ValueError):
+    """The object was closed."""
+
+
+class UnsupportedError(SeccompError, OSError):
+    """This kernel, this user or this release cannot do it; the message names what is missing."""
+
+
+class AttachError(SeccompError, OSError):
+    """A filter could not be attached; nothing was changed. ``tid`` is the thread concerned, or None."""
+
+    def __init__(self, errno: int, message: str, *, tid: int | None = None) -> None:
+        super().__init__(errno, message)
+        self.tid = tid
+
+
+class TargetGoneError(AttachError, ProcessLookupError):
+    """The target does not exist, is a zombie, or died before anything was changed."""
+
+
+class NotPermittedError(AttachError, PermissionError):
+    """The kernel does not let this process touch the target."""
+
+
+class TargetBusyError(AttachError):
+    """Another tracer (a debugger, strace) holds a thread of the target."""
+
+
+class TargetFilteredError(AttachError):
+    """Filters that the target already has would deny the injected calls, and they cannot be suspended."""
+
+
+class ListenerBusyError(AttachError):
+    """The target already has a live listener in its chain of filters (the kernel allows one)."""
+
+
+class AttachTimeoutError(AttachError, TimeoutError):
+    """A thread could not be stopped in time; all were released."""
+
+
+class PartialAttachError(AttachError):
+    """The kernel ran out of memory between threads whose filters differ: some have the filter, some have not.
+
+    The one case in which a refusal is not "nothing changed"; ``done`` lists the thread ids that have it.
+    """
+
+    def __init__(self, errno: int, message: str, *, tid: int | None = None, done: tuple[int, ...] = ()) -> None:
+        super().__init__(errno, message, tid=tid)
+        self.done = done
+
+
+class NotificationError(SeccompError, OSError):
+    """A notification could not be received or answered."""
+
+
+class NotificationGoneError(NotificationError):
+    """The call that was notified is over: its task died or was interrupted. A normal race; nothing is left to answer."""
+
+
+class TargetsGoneError(NotificationError):
+    """No task is left under this listener."""
