@@ -79,6 +79,71 @@ PSC_MUST_CHECK int psc_program_run(const struct sock_filter *insns, size_t len,
  * higher precedence by action; the first (newest) on a tie. */
 uint32_t psc_decision_merge(uint32_t newer, uint32_t older);
 
+/* ------------------------------------------------------------------- query
+ *
+ * What a task carries, from /proc at the time of the call. Needs no right over
+ * the target but to see it in /proc (the option hidepid of the mount). */
+
+#define PSC_TASK_NAME_SIZE 128
+
+/* One thread. pid is its process (thread group). */
+struct psc_task_state {
+	pid_t pid;
+	pid_t tid;
+	pid_t tracer;	    /* 0: nobody traces it */
+	uid_t uid;	    /* real */
+	uid_t euid;	    /* effective */
+	int seccomp;	    /* SECCOMP_MODE_*; -1: the kernel has no seccomp */
+	int filters;	    /* filters in its chain; -1: not told (before Linux 5.10) */
+	int no_new_privs;   /* -1: not told (before Linux 4.10) */
+	char state;	    /* letter of proc(5): R S D T t Z X I P */
+	char name[PSC_TASK_NAME_SIZE]; /* any bytes but NUL */
+};
+
+/* True unless the thread is a zombie or dead: nothing runs in it any more. */
+bool psc_task_alive(const struct psc_task_state *task);
+
+/* Parse the text of a /proc/.../status file, len bytes of anything. -EBADMSG:
+ * not such a text. For callers that have read the file themselves. */
+PSC_MUST_CHECK int psc_query_parse_status(const char *text, size_t len,
+					  struct psc_task_state *ret_task);
+
+/* Parse the text of a /proc/PID/stat file: start time in clock ticks since boot
+ * and the kernel's PF_* flags. -EBADMSG: not such a text. */
+PSC_MUST_CHECK int psc_query_parse_stat(const char *text, size_t len, uint64_t *ret_start_time,
+					uint64_t *ret_flags);
+
+/* Read one thread of a process; pid may itself be the number of any of its
+ * threads. -ESRCH: no such thread (any more). -EACCES: it exists, but /proc is
+ * mounted with hidepid. -EOPNOTSUPP: no procfs on /proc. -EXDEV: the one there
+ * belongs to another pid namespace, its numbers mean other tasks. -EBADMSG: the
+ * kernel's text was not understood. */
+PSC_MUST_CHECK int psc_query_thread(pid_t pid, pid_t tid, struct psc_task_state *ret_task);
+
+/* A process with its threads, the leader first (a dead leader too). */
+struct psc_process_state {
+	pid_t pid;
+	uint64_t start_time; /* clock ticks since boot; with pid it names the process for ever */
+	uint32_t machine;    /* e_machine of its executable, 0: not readable by us */
+	uint8_t elf_class;   /* ELFCLASS32 or 64 of the same; EM_X86_64 with 32 is x32 */
+	bool kernel_thread;
+	bool alive;	     /* one thread at least is */
+	size_t n_threads;
+	struct psc_task_state *threads;
+};
+
+/* Read a process: by pid, or if pidfd >= 0 by that (pid is then ignored). All is
+ * read below one /proc/PID directory handle, which stays with its process: a
+ * number used again is never taken for the old one. Threads born during the
+ * reading are included as far as a bounded number of scans finds them; threads
+ * that end meanwhile may be missing. Free with psc_process_state_destroy().
+ * Errors as above, and -EINVAL: pid is a thread that leads no process; -EBADF:
+ * pidfd is none; -ESRCH: it has been reaped. */
+PSC_MUST_CHECK int psc_query_process(pid_t pid, int pidfd, struct psc_process_state *ret_process);
+
+/* Frees what psc_query_process() gave. NULL and zeroed are fine. */
+void psc_process_state_destroy(struct psc_process_state *process);
+
 #ifdef __cplusplus
 }
 #endif

@@ -57,3 +57,35 @@ def digest(const uint8_t[::1] data) -> bytes:
     cdef uint8_t out[cpsc.PSC_DIGEST_SIZE]
     cpsc.psc_digest(&data[0] if data.shape[0] else NULL, data.shape[0], out)
     return out[:cpsc.PSC_DIGEST_SIZE]
+
+
+# --------------------------------------------------------------------- query
+
+cdef tuple _task(const cpsc.psc_task_state *t):
+    name = (<bytes>t.name).decode("utf-8", "surrogateescape")
+    return (t.pid, t.tid, name, chr(t.state), t.seccomp, t.filters, t.no_new_privs, t.tracer, t.uid, t.euid)
+
+
+def query_thread(int pid, int tid) -> tuple:
+    cdef cpsc.psc_task_state task
+    cdef int r
+    with nogil:
+        r = cpsc.psc_query_thread(pid, tid, &task)
+    if r < 0:
+        raise OSError(-r, os.strerror(-r))
+    return _task(&task)
+
+
+def query_process(int pid, int pidfd) -> tuple:
+    cdef cpsc.psc_process_state process
+    cdef int r
+    cdef size_t i
+    with nogil:
+        r = cpsc.psc_query_process(pid, pidfd, &process)
+    if r < 0:
+        raise OSError(-r, os.strerror(-r))
+    try:
+        threads = [_task(&process.threads[i]) for i in range(process.n_threads)]
+        return (process.pid, process.start_time, process.machine, process.elf_class, process.kernel_thread, process.alive, threads)
+    finally:
+        cpsc.psc_process_state_destroy(&process)

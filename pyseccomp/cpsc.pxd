@@ -32,3 +32,29 @@ cdef extern from "psc.h" nogil:
         uint32_t ret
         uint32_t executed
     int psc_program_run(const sock_filter *insns, size_t len, const seccomp_data *data, psc_decision *ret_decision)
+
+    # query
+    cdef struct psc_task_state:
+        int pid
+        int tid
+        int tracer
+        uint32_t uid
+        uint32_t euid
+        int seccomp
+        int filters
+        int no_new_privs
+        char state
+        char name[128]
+    cdef struct psc_process_state:
+        int pid
+        uint64_t start_time
+        uint32_t machine
+        uint8_t elf_class
+        bint kernel_thread
+        bint alive
+        size_t n_threads
+        psc_task_state *threads
+    bint psc_task_alive(const psc_task_state *task)
+    int psc_query_thread(int pid, int tid, psc_task_state *ret_task)
+    int psc_query_process(int pid, int pidfd, psc_process_state *ret_process)
+    void psc_process_state_destroy(psc_process_state *process)

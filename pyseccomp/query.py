@@ -1,0 +1,173 @@
+"""What a task carries: asked of the kernel at the time of the call, never remembered.
+
+A filter cannot be asked "are you in force?" by the kernel's interface without ptrace; what a task carries can be read
+from /proc by anybody who can see the task. That is what :func:`query` does, for every thread.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pyseccomp import _core
+from pyseccomp.errors import KernelError, NotPermittedError, SeccompError, TargetGoneError, UnsupportedError
+
+State = Literal["detached", "inactive", "active", "dead"]
+Mode = Literal["disabled", "strict", "filter"]
+
+_MODES: dict[int, Mode | None] = {-1: None, 0: "disabled", 1: "strict", 2: "filter"}
+_ELFCLASS32 = 1
+_MACHINES = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
+
+
+class HasPid(Protocol):
+    """Anything with a process number: ``subprocess.Popen``, asyncio's and psutil's processes, an attachment."""
+
+    @property
+    def pid(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadState:
+    """One thread of a process, as the kernel described it."""
+
+    tid: int
+    name: str
+    seccomp: Mode | None
+    """The mode in force; None on a kernel without seccomp."""
+    filters: int | None
+    """Filters in the thread's chain; None before Linux 5.10, which does not tell."""
+    no_new_privs: bool | None
+    tracer: int
+    """The process that traces this thread, 0 for none."""
+    state: str
+    """The letter of proc(5): R running, S and D asleep, T stopped, t traced, Z zombie, X dead, I idle."""
+
+    @property
+    def alive(self) -> bool:
+        """True unless the thread is a zombie: a zombie makes no call, so nothing is in force there."""
+        return self.state not in "ZXx"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """A process and its threads. ``pid`` and ``start_time`` together name it for ever, a pid alone does not."""
+
+    pid: int
+    """-1 when the state is "dead" and the process was already reaped: its number may belong to another by now."""
+    state: State
+    """"active": a filter or strict mode is in force for a thread at least; "detached": for none; "dead": no thread runs."""
+    threads: tuple[ThreadState, ...]
+    uid: int | None
+    """The real user id; None when reaped."""
+    arch: str | None
+    """The executable's architecture; None for kernel threads, and when we lack the right to read it."""
+    start_time: int | None
+    """Clock ticks since boot (``os.sysconf("SC_CLK_TCK")`` per second); None when reaped."""
+    kernel_thread: bool = False
+
+    @property
+    def uniform(self) -> bool:
+        """True if every live thread has the same mode, number of filters and no_new_privs."""
+        return len({(t.seccomp, t.filters, t.no_new_privs) for t in self.threads if t.alive}) <= 1
+
+
+_REAPED = TaskState(pid=-1, state="dead", threads=(), uid=None, arch=None, start_time=None)
+
+
+def query(target: int | HasPid | None = None, *, pidfd: int | None = None) -> TaskState:
+    """Read what a process carries: the seccomp mode, filters and no_new_privs of each of its threads.
+
+    The target is a pid, anything with ``.pid``, or goes by ``pidfd``. Everything is read through one handle of the
+    process, so a number that is used again is never mistaken for it; a thread that is born or ends during the reading
+    may be missing. No right over the target is needed but to see it in /proc; its ``arch`` needs the right to trace it.
+
+    Raises TargetGoneError when there is no such process (a zombie, or a pidfd or Popen that has been reaped, is no error:
+    its state is "dead"), NotPermittedError when /proc hides it, UnsupportedError without a usable /proc.
+
+    >>> import os
+    >>> query(os.getpid()).state in ("detached", "active")
+    True
+    """
+    if (target is None) == (pidfd is None):
+        raise TypeError("query() takes a target or a pidfd: exactly one")
+    if pidfd is not None:
+        if pidfd < 0:
+            raise ValueError(f"query: a pidfd is not negative: {pidfd}")
+        return _by_pidfd(pidfd)
+    assert target is not None
+    if not isinstance(target, int):
+        if getattr(target, "returncode", None) is not None:
+            return _REAPED
+        target = target.pid
+    try:
+        return _build(_core.query_process(target, -1))
+    except OverflowError:
+        raise TargetGoneError(errno.ESRCH, f"query of pid {target}: no process can have that number") from None
+    except OSError as error:
+        raise _explain(error, f"pid {target}", target) from None
+
+
+def _by_pidfd(pidfd: int) -> TaskState:
+    try:
+        return _build(_core.query_process(0, pidfd))
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            return _REAPED
+        raise _explain(error, f"pidfd {pidfd}", 0) from None
+
+
+def _build(process: tuple[int, int, int, int, bool, bool, list[_core.Task]]) -> TaskState:
+    pid, start_time, machine, elf_class, kernel_thread, alive, tasks = process
+    threads = tuple(
+        ThreadState(
+            tid=tid,
+            name=name,
+            seccomp=_MODES[mode],
+            filters=filters if filters >= 0 else None,
+            no_new_privs=bool(no_new_privs) if no_new_privs >= 0 else None,
+            tracer=tracer,
+            state=state,
+        )
+        for _, tid, name, state, mode, filters, no_new_privs, tracer, _, _ in tasks
+    )
+    in_force = any(t.seccomp in ("strict", "filter") for t in threads if t.alive)
+    state: State = "dead" if not alive else "active" if in_force else "detached"
+    return TaskState(
+        pid=pid,
+        state=state,
+        threads=threads,
+        uid=tasks[0][8],
+        arch=_arch(machine, elf_class),
+        start_time=start_time,
+        kernel_thread=kernel_thread,
+    )
+
+
+def _arch(machine: int, elf_class: int) -> str | None:
+    if not machine:
+        return None
+    if machine == 62 and elf_class == _ELFCLASS32:
+        return "x32"
+    return _MACHINES.get(machine, f"e_machine {machine}")
+
+
+def _explain(error: OSError, what: str, pid: int) -> SeccompError:
+    number = error.errno or 0
+    if number == errno.ESRCH:
+        return TargetGoneError(number, f"query of {what}: no such process")
+    if number == errno.EACCES:
+        return NotPermittedError(
+            number, f"query of {what}: the process exists but /proc hides it from this user (mount option hidepid)"
+        )
+    if number == errno.EINVAL:
+        leader = _core.query_thread(pid, pid)[0]
+        return KernelError(number, f"query of {what}: that is a thread of process {leader}; ask for the process")
+    if number == errno.EBADF:
+        return KernelError(number, f"query of {what}: not an open pidfd")
+    if number == errno.EOPNOTSUPP:
+        return UnsupportedError(number, f"query of {what}: no procfs is mounted on /proc")
+    if number == errno.EXDEV:
+        return UnsupportedError(number, f"query of {what}: /proc belongs to another pid namespace; mount one for this one")
+    return KernelError(number, f"query of {what}: {error.strerror}")
