@@ -96,6 +96,7 @@ struct psc_task_state {
 	int seccomp;	    /* SECCOMP_MODE_*; -1: the kernel has no seccomp */
 	int filters;	    /* filters in its chain; -1: not told (before Linux 5.10) */
 	int no_new_privs;   /* -1: not told (before Linux 4.10) */
+	uint64_t cap_effective; /* bits of CAP_*, in its own user namespace */
 	char state;	    /* letter of proc(5): R S D T t Z X I P */
 	char name[PSC_TASK_NAME_SIZE]; /* any bytes but NUL */
 };
@@ -143,6 +144,123 @@ PSC_MUST_CHECK int psc_query_process(pid_t pid, int pidfd, struct psc_process_st
 
 /* Frees what psc_query_process() gave. NULL and zeroed are fine. */
 void psc_process_state_destroy(struct psc_process_state *process);
+/* --------------------------------------------------------------- filter fd
+ *
+ * A filter that is attached nowhere: a memfd, sealed against writing, growing
+ * and shrinking. Page 0 has the header and the gate word, the program follows.
+ *
+ *        0  magic "PSCFILT", version, instructions, flags, 0, SHA-256 of the program
+ *     2048  0 (the gate word of delayed activation)
+ *     4096  struct sock_filter[len]
+ *
+ * Whoever has the fd can read and attach; nobody can write. */
+
+#define PSC_FILTERFD_LOG (1u << 0)	     /* SECCOMP_FILTER_FLAG_LOG */
+#define PSC_FILTERFD_WAIT_KILLABLE (1u << 1) /* SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, if it notifies */
+
+struct psc_filter {
+	struct sock_filter *insns;
+	size_t len;
+	uint32_t flags; /* PSC_FILTERFD_* */
+	uint8_t digest[PSC_DIGEST_SIZE];
+};
+
+/* Free what psc_filterfd_read() gave. NULL and zeroed are fine. */
+void psc_filter_destroy(struct psc_filter *filter);
+
+/* Make a filter fd of a checked program. -EINVAL: the kernel would refuse the
+ * program, or flags are unknown. -EOPNOTSUPP: no F_SEAL_FUTURE_WRITE (before
+ * Linux 5.1). */
+PSC_MUST_CHECK int psc_filterfd_create(const struct sock_filter *insns, size_t len, uint32_t flags, int *ret_fd);
+
+/* Copy a filter out of an fd from anywhere. Nothing is believed: the seals, the
+ * size, the header, the digest and the program are checked, on the copy.
+ * -EBADF, -EMEDIUMTYPE: not a filter fd (no memfd, wrong magic or version).
+ * -EPERM: a seal is missing, so it could change. -EBADMSG: size, header or
+ * digest are damaged. -EINVAL: the kernel would refuse the program. -ENOMEM. */
+PSC_MUST_CHECK int psc_filterfd_read(int fd, struct psc_filter *ret_filter);
+
+/* ----------------------------------------------------------------- install */
+
+/* Put a program in force for the calling thread, or with SECCOMP_FILTER_FLAG_TSYNC
+ * for all threads of the process. flags: SECCOMP_FILTER_FLAG_*; with NEW_LISTENER
+ * the return value is the listener, CLOEXEC. no_new_privs: 1 set it first, 0 do
+ * not, -1 only if the kernel asks for it. Never blocks; errors as seccomp(2) has
+ * them: -EACCES (no_new_privs or CAP_SYS_ADMIN needed), -EBUSY (a live listener
+ * is in the chain), -ESRCH (a thread has other filters), -ENOMEM (the chain is
+ * too long). */
+PSC_MUST_CHECK int psc_install(const struct sock_filter *insns, size_t len, uint32_t flags, int no_new_privs);
+
+/* True if this kernel knows the SECCOMP_FILTER_FLAG_* given. */
+bool psc_install_knows_flags(uint32_t flags);
+
+/* ------------------------------------------------------------------ attach
+ *
+ * Put a program into another process, which knows nothing of it: all threads
+ * are stopped, one of them makes the seccomp() call, all go on as if nothing had
+ * been. Either every thread is filtered or, when the kernel or a check refuses,
+ * none and nothing is changed (but see PSC_REFUSED_PARTIAL). */
+
+enum psc_refusal {
+	PSC_REFUSED_KERNEL,	     /* seccomp() itself said no: see the errno */
+	PSC_REFUSED_GONE,	     /* no such process, a zombie, or died meanwhile */
+	PSC_REFUSED_KERNEL_THREAD,
+	PSC_REFUSED_PERMISSION,	     /* ptrace or pidfd_getfd not permitted */
+	PSC_REFUSED_TRACED,	     /* other_tracer holds thread tid */
+	PSC_REFUSED_UNSTOPPABLE,     /* thread tid did not stop in time */
+	PSC_REFUSED_STRICT,	     /* in strict mode: no more calls but four */
+	PSC_REFUSED_FILTERED,	     /* has filters, and they cannot be suspended */
+	PSC_REFUSED_PRIVILEGE,	     /* no_new_privs is needed and not allowed */
+	PSC_REFUSED_NO_ROOM,	     /* no unused executable memory for the code */
+	PSC_REFUSED_LISTENER_STUCK,  /* the program lets nobody close the listener */
+	PSC_REFUSED_FAULT,	     /* the injected call could not be executed */
+	PSC_REFUSED_INJECTOR,	     /* the injector was killed, or could not be made */
+	PSC_REFUSED_PARTIAL,	     /* some threads have it: see the outcomes */
+	PSC_REFUSED_NO_LISTENER,     /* in force, but its listener could not be fetched */
+};
+
+enum psc_no_new_privs { PSC_NO_NEW_PRIVS_NEVER, PSC_NO_NEW_PRIVS_ALWAYS, PSC_NO_NEW_PRIVS_AUTO };
+
+struct psc_attach_options {
+	int pidfd;		/* the process */
+	const struct sock_filter *insns;
+	size_t len;
+	uint32_t flags;		/* SECCOMP_FILTER_FLAG_LOG, _WAIT_KILLABLE_RECV */
+	enum psc_no_new_privs no_new_privs;
+	bool leader_only;	/* the main thread alone, not the others */
+	bool in_thread;		/* inject from a thread of ours, not a process (YAMA scope 1) */
+	uint64_t timeout_ns;	/* to stop everybody */
+};
+
+struct psc_thread_outcome {
+	pid_t tid;
+	int filters_before, filters_after; /* -1: not known (born since, gone, or before 5.10) */
+	int listener;			   /* its own, if threads could not share one; else -1 */
+};
+
+struct psc_attach_result {
+	int listener;		/* of all threads; -1: none (yours to close) */
+	pid_t pid;
+	uint32_t audit_arch;	/* ABI of the injected calls */
+	bool no_new_privs_set;	/* by us */
+	bool suspended;		/* earlier filters were suspended for it */
+	uint64_t stop_ns;	/* from the first interrupt to the last release */
+	size_t residue;		/* bytes of anonymous memory that had to stay mapped */
+	size_t n_threads;
+	struct psc_thread_outcome *threads;
+
+	/* On failure, and only these: */
+	enum psc_refusal refusal;
+	pid_t tid, other_tracer;
+};
+
+/* Attach. Blocks for the injection, at most timeout_ns and what the commit takes.
+ * *ret_result is written on failure too: refusal, tid and other_tracer, and for
+ * PSC_REFUSED_PARTIAL all of it. Release it with psc_attach_result_destroy(). */
+PSC_MUST_CHECK int psc_attach(const struct psc_attach_options *options, struct psc_attach_result *ret_result);
+
+/* Frees the list of threads; the listeners are the caller's. */
+void psc_attach_result_destroy(struct psc_attach_result *result);
 
 #ifdef __cplusplus
 }

@@ -68,6 +68,24 @@ static bool number_field(const char *pos, const char *end, uint64_t max, uint64_
 	return take_number(&pos, end, max, ret);
 }
 
+/* Sixteen digits at most, all of [pos, end). */
+static bool hexadecimal_field(const char *pos, const char *end, uint64_t *ret)
+{
+	uint64_t value = 0;
+
+	if (pos == end || end - pos > 16)
+		return false;
+	for (; pos < end; pos++) {
+		const char *digits = "0123456789abcdef", *digit = *pos ? strchr(digits, *pos) : NULL;
+
+		if (!digit)
+			return false;
+		value = value << 4 | (uint64_t)(digit - digits);
+	}
+	*ret = value;
+	return true;
+}
+
 /* The kernel escapes newline and backslash in names, so that no name can begin
  * a line of its own; undo it. */
 static void copy_name(const char *pos, const char *end, char ret_name[PSC_TASK_NAME_SIZE])
@@ -97,6 +115,7 @@ enum field {
 	FIELD_NO_NEW_PRIVS = FIELD_REQUIRED_COUNT,
 	FIELD_SECCOMP,
 	FIELD_FILTERS,
+	FIELD_CAP_EFFECTIVE,
 	FIELD_COUNT,
 };
 
@@ -110,6 +129,7 @@ static const char *const field_names[FIELD_COUNT] = {
 	[FIELD_NO_NEW_PRIVS] = "NoNewPrivs",
 	[FIELD_SECCOMP] = "Seccomp",
 	[FIELD_FILTERS] = "Seccomp_filters",
+	[FIELD_CAP_EFFECTIVE] = "CapEff",
 };
 
 static enum field field_of(const char *key, size_t len)
@@ -165,6 +185,8 @@ static bool parse_field(enum field field, const char *pos, const char *end, stru
 			return false;
 		task->filters = value;
 		return true;
+	case FIELD_CAP_EFFECTIVE:
+		return hexadecimal_field(pos, end, &task->cap_effective);
 	default:
 		return true;
 	}

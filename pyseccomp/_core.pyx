@@ -89,3 +89,71 @@ def query_process(int pid, int pidfd) -> tuple:
         return (process.pid, process.start_time, process.machine, process.elf_class, process.kernel_thread, process.alive, threads)
     finally:
         cpsc.psc_process_state_destroy(&process)
+
+
+# ----------------------------------------------------------------- filter fd
+
+def filterfd_create(const uint8_t[::1] program, uint32_t flags) -> int:
+    cdef size_t n = 0
+    cdef int fd = -1
+    cdef const cpsc.sock_filter *insns = _insns(program, &n)
+    r = cpsc.psc_filterfd_create(insns, n, flags, &fd)
+    if r < 0:
+        raise OSError(-r, os.strerror(-r))
+    return fd
+
+
+def filterfd_read(int fd) -> tuple[bytes, int]:
+    cdef cpsc.psc_filter filter
+    r = cpsc.psc_filterfd_read(fd, &filter)
+    if r < 0:
+        raise OSError(-r, os.strerror(-r))
+    try:
+        return (<const char *>filter.insns)[:filter.len * sizeof(cpsc.sock_filter)], filter.flags
+    finally:
+        cpsc.psc_filter_destroy(&filter)
+
+
+# ------------------------------------------------------------ install, attach
+
+def install(const uint8_t[::1] program, uint32_t flags, int no_new_privs) -> int:
+    cdef size_t n = 0
+    cdef const cpsc.sock_filter *insns = _insns(program, &n)
+    r = cpsc.psc_install(insns, n, flags, no_new_privs)
+    if r < 0:
+        raise OSError(-r, os.strerror(-r))
+    return r
+
+
+def install_knows_flags(uint32_t flags) -> bool:
+    return cpsc.psc_install_knows_flags(flags)
+
+
+def attach(int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_privs, bint leader_only, bint in_thread,
+           uint64_t timeout_ns) -> tuple:
+    cdef size_t n = 0, i
+    cdef cpsc.psc_attach_options options
+    cdef cpsc.psc_attach_result result
+    cdef int r
+    memset(&options, 0, sizeof(options))
+    options.pidfd = pidfd
+    options.insns = _insns(program, &n)
+    options.len = n
+    options.flags = flags
+    options.no_new_privs = <cpsc.psc_no_new_privs>no_new_privs
+    options.leader_only = leader_only
+    options.in_thread = in_thread
+    options.timeout_ns = timeout_ns
+    with nogil:
+        r = cpsc.psc_attach(&options, &result)
+    try:
+        threads = [
+            (result.threads[i].tid, result.threads[i].filters_before, result.threads[i].filters_after, result.threads[i].listener)
+            for i in range(result.n_threads)
+        ]
+        return (
+            r, <int>result.refusal, result.tid, result.other_tracer, result.pid, result.listener, result.audit_arch,
+            result.no_new_privs_set, result.suspended, result.stop_ns, result.residue, threads,
+        )
+    finally:
+        cpsc.psc_attach_result_destroy(&result)

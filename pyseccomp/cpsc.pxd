@@ -58,3 +58,54 @@ cdef extern from "psc.h" nogil:
     int psc_query_thread(int pid, int tid, psc_task_state *ret_task)
     int psc_query_process(int pid, int pidfd, psc_process_state *ret_process)
     void psc_process_state_destroy(psc_process_state *process)
+
+    # filter fd
+    enum: PSC_FILTERFD_LOG
+    enum: PSC_FILTERFD_WAIT_KILLABLE
+    cdef struct psc_filter:
+        sock_filter *insns
+        size_t len
+        uint32_t flags
+        uint8_t digest[32]
+    void psc_filter_destroy(psc_filter *filter)
+    int psc_filterfd_create(const sock_filter *insns, size_t len, uint32_t flags, int *ret_fd)
+    int psc_filterfd_read(int fd, psc_filter *ret_filter)
+
+    # install
+    int psc_install(const sock_filter *insns, size_t len, uint32_t flags, int no_new_privs)
+    bint psc_install_knows_flags(uint32_t flags)
+
+    # attach
+    cdef enum psc_refusal:
+        pass
+    cdef enum psc_no_new_privs:
+        pass
+    cdef struct psc_attach_options:
+        int pidfd
+        const sock_filter *insns
+        size_t len
+        uint32_t flags
+        psc_no_new_privs no_new_privs
+        bint leader_only
+        bint in_thread
+        uint64_t timeout_ns
+    cdef struct psc_thread_outcome:
+        int tid
+        int filters_before
+        int filters_after
+        int listener
+    cdef struct psc_attach_result:
+        int listener
+        int pid
+        uint32_t audit_arch
+        bint no_new_privs_set
+        bint suspended
+        uint64_t stop_ns
+        size_t residue
+        size_t n_threads
+        psc_thread_outcome *threads
+        psc_refusal refusal
+        int tid
+        int other_tracer
+    int psc_attach(const psc_attach_options *options, psc_attach_result *ret_result)
+    void psc_attach_result_destroy(psc_attach_result *result)

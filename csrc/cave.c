@@ -1,0 +1,138 @@
+/* cave.c - find unused room in a target's executable memory.
+ *
+ * The last page of an executable mapping is padded with zeros behind the end of
+ * its code; nothing jumps there and nothing reads it. The vDSO, which every
+ * process has, leaves some 1.5 KiB, a shared library 2 KiB on the average. Code
+ * that is written there and wiped out afterwards needs no mmap in the target,
+ * takes nothing away from it, and can be left by a killed injector without harm.
+ * A write makes a private copy of the page, as a debugger's breakpoint does.
+ *
+ * The beginning of the zeros may belong to the last instruction's operand or to
+ * a table: a margin stays untouched.
+ */
+#define _GNU_SOURCE
+#include "tracee.h"
+
+#include <fcntl.h>
+#include <string.h>
+
+#define PAGE 4096
+#define MARGIN 64
+
+/* Zero bytes at the end of [start, end), as far as its last page goes. */
+static size_t zero_tail(int mem, uint64_t start, uint64_t end)
+{
+	uint8_t page[PAGE];
+	size_t size = end - start < PAGE ? end - start : PAGE, zeros = 0;
+
+	if (psc_sys(SYS_pread64, mem, page, size, end - size) != (long)size)
+		return 0;
+	while (zeros < size && page[size - 1 - zeros] == 0)
+		zeros++;
+	return zeros;
+}
+
+/* One line of /proc/PID/maps: "start-end perms offset dev inode path". Only
+ * private executable mappings of a file, and the vDSO, are taken. */
+static bool parse_mapping(const char *line, uint64_t *ret_start, uint64_t *ret_end, bool *ret_vdso)
+{
+	char *pos;
+
+	*ret_start = strtoull(line, &pos, 16);
+	if (*pos != '-')
+		return false;
+	*ret_end = strtoull(pos + 1, &pos, 16);
+	if (strncmp(pos, " r-xp ", 6) != 0 || *ret_end <= *ret_start)
+		return false;
+	*ret_vdso = strstr(pos, "[vdso]") != NULL;
+	return *ret_vdso || strchr(pos, '/');
+}
+
+struct search {
+	int mem;
+	size_t wanted;
+	uint64_t limit;
+	struct psc_cave best;
+};
+
+/* Prefer the vDSO if it is large enough, then the first that is, then the
+ * largest. */
+static void consider(struct search *search, const char *line)
+{
+	uint64_t start, end;
+	bool vdso;
+	size_t zeros;
+
+	if (!parse_mapping(line, &start, &end, &vdso) || end > search->limit)
+		return;
+	if (!vdso && search->best.size >= search->wanted)
+		return;
+	zeros = zero_tail(search->mem, start, end);
+	if (zeros < MARGIN + 16)
+		return;
+	zeros = (zeros - MARGIN) & ~(size_t)15;
+	if (zeros >= search->wanted ? vdso || search->best.size < search->wanted : zeros > search->best.size)
+		search->best = (struct psc_cave){ end - zeros, zeros, vdso };
+}
+
+static int read_maps(pid_t tgid, void (*line_fn)(struct search *, const char *), struct search *search)
+{
+	char buffer[8192], path[32];
+	size_t have = 0;
+	long fd, n;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", tgid);
+	fd = psc_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return (int)fd;
+	while ((n = psc_sys(SYS_read, fd, buffer + have, sizeof(buffer) - 1 - have)) > 0) {
+		char *line = buffer, *newline;
+
+		have += (size_t)n;
+		buffer[have] = '\0';
+		while ((newline = strchr(line, '\n'))) {
+			*newline = '\0';
+			line_fn(search, line);
+			line = newline + 1;
+		}
+		have -= (size_t)(line - buffer);
+		if (have == sizeof(buffer) - 1)
+			have = 0; /* a path beyond all bounds: skip it */
+		memmove(buffer, line, have);
+	}
+	psc_sys(SYS_close, fd);
+	return (int)n;
+}
+
+int psc_cave_find(pid_t tgid, int mem, size_t size, uint64_t limit, struct psc_cave *ret_cave)
+{
+	struct search search = { .mem = mem, .wanted = size, .limit = limit };
+	int r = read_maps(tgid, consider, &search);
+
+	if (r < 0)
+		return r;
+	*ret_cave = search.best;
+	return search.best.size >= size ? 0 : -ENOSPC;
+}
+
+static void look_for(struct search *search, const char *line)
+{
+	uint64_t start, end;
+	bool vdso;
+
+	if (parse_mapping(line, &start, &end, &vdso) && end == search->best.address + search->best.size)
+		search->wanted = 1;
+}
+
+int psc_cave_check(pid_t tgid, int mem, const struct psc_cave *cave)
+{
+	struct search search = { .mem = mem, .best = *cave };
+
+	if (zero_tail(mem, cave->address, cave->address + cave->size) != cave->size)
+		return -ENOSPC;
+	if (cave->vdso)
+		return 0; /* it moves only with an exec, which a visit notices */
+	if (read_maps(tgid, look_for, &search) < 0 || !search.wanted)
+		return -ENOSPC;
+	return 0;
+}

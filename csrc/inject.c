@@ -1,0 +1,315 @@
+/* inject.c - make a stopped thread of another process make system calls.
+ *
+ * The invariant: from the moment a thread's registers are set to our code until
+ * they are put back, everything it would need to finish without us is already in
+ * its memory. A tracer that dies lets its tracees run from wherever they stand;
+ * ours then complete the call, restore their registers and go on.
+ *
+ *        main:  prctl(no_new_privs)      only if wanted
+ *               seccomp(...)             an error skips the next
+ *               close(listener)          only if there is one
+ *               munmap(program)          only if it was mapped
+ *               rt_sigprocmask(as it was)
+ *               jump to restore
+ *        call:  syscall                  arguments in registers
+ *     restore:  flags, registers, jump back
+ *
+ * For the same reason no thread is ever single-stepped: the kernel leaves the
+ * trap flag behind when the tracer dies (exit_ptrace() does not do what
+ * ptrace_detach() does), and the next instruction is the target's death. A call
+ * is bracketed by a syscall-entry stop instead; there an interrupt is made
+ * pending, so that the next stop comes after the call and inside get_signal(),
+ * which is where the kernel restarts interrupted calls from restored registers.
+ *
+ * Signals: one that shows up is sent back into the queue by blocking everything
+ * (ptrace_signal() requeues what is blocked), and comes when the mask does.
+ */
+#define _GNU_SOURCE
+#include "tracee.h"
+
+#include <linux/ptrace.h>
+#include <linux/rseq.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#ifndef PTRACE_GET_RSEQ_CONFIGURATION
+#define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
+#endif
+
+#define SYSCALL_STOP (SIGTRAP | 0x80)
+
+/* /proc/PID/mem writes through write protection, unless the administrator has
+ * forbidden that (proc_mem.force_override); PTRACE_POKEDATA still does. */
+int psc_tracee_write(struct psc_visit *visit, struct psc_tracee *tracee, uint64_t address, const void *data,
+		     size_t size)
+{
+	const char *bytes = data;
+
+	if (psc_sys(SYS_pwrite64, visit->mem, data, size, address) == (long)size)
+		return 0;
+	for (size_t at = 0; at < size; at += sizeof(long)) {
+		size_t n = size - at < sizeof(long) ? size - at : sizeof(long);
+		long word = 0, r = 0;
+
+		if (n < sizeof(long))
+			r = psc_sys(SYS_ptrace, PTRACE_PEEKDATA, tracee->tid, address + at, &word);
+		memcpy(&word, bytes + at, n);
+		if (r == 0)
+			r = psc_sys(SYS_ptrace, PTRACE_POKEDATA, tracee->tid, address + at, word);
+		if (r < 0)
+			return (int)r;
+	}
+	return 0;
+}
+
+/* -------------------------------------------------------------------- site */
+
+static void emit_main(struct psc_code *code, const struct psc_abi *abi, const struct psc_script *script,
+		      uint64_t sigmask_address, size_t *ret_done)
+{
+	const uint64_t prctl_args[5] = { PR_SET_NO_NEW_PRIVS, 1 };
+	const uint64_t seccomp_args[3] = { SECCOMP_SET_MODE_FILTER, script->flags, script->fprog };
+	const uint64_t unmap_args[2] = { script->map, script->map_size };
+	const uint64_t mask_args[4] = { SIG_SETMASK, sigmask_address, 0, 8 };
+	size_t failed[2], n_failed = 0;
+
+	if (script->no_new_privs) {
+		psc_emit_call(code, abi, abi->prctl, 5, prctl_args, false);
+		failed[n_failed++] = psc_emit_jump_if_error(code);
+	}
+	psc_emit_call(code, abi, abi->seccomp, 3, seccomp_args, false);
+	failed[n_failed++] = psc_emit_jump_if_error(code);
+	if (script->close_listener)
+		psc_emit_call(code, abi, abi->close, 1, seccomp_args, true);
+	for (size_t i = 0; i < n_failed; i++)
+		psc_emit_land(code, failed[i]);
+	if (script->unmap)
+		psc_emit_call(code, abi, abi->munmap, 2, unmap_args, false);
+	if (script->unmask)
+		psc_emit_call(code, abi, abi->rt_sigprocmask, 4, mask_args, false);
+	*ret_done = psc_emit_jump(code);
+}
+
+int psc_site_build(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_cave *cave,
+		   const struct psc_script *script, struct psc_site *ret_site)
+{
+	const struct psc_abi *abi = psc_abi_of(&tracee->regs);
+	uint8_t bytes[PSC_SITE_SIZE];
+	struct psc_code code = { bytes, sizeof(bytes), 0, cave->address };
+	struct psc_regs resume = tracee->regs;
+	struct psc_site site = { .main = cave->address + sizeof(tracee->sigmask) };
+	size_t done = 0;
+	int r;
+
+	if (!tracee->masked) {
+		r = (int)psc_sys(SYS_ptrace, PTRACE_GETSIGMASK, tracee->tid, 8, &tracee->sigmask);
+		if (r < 0)
+			return r;
+	}
+	psc_regs_apply_restart(&resume);
+	psc_emit(&code, &tracee->sigmask, sizeof(tracee->sigmask));
+	if (script->data)
+		emit_main(&code, abi, script, cave->address, &done);
+	site.call = cave->address + code.len;
+	psc_emit_syscall(&code, abi);
+	if (script->data)
+		psc_emit_land(&code, done);
+	psc_emit_restore(&code, abi, &resume);
+	if (code.len > sizeof(bytes) || code.len > cave->size)
+		return -ENOSPC;
+	site.end = cave->address + code.len;
+	r = psc_tracee_write(visit, tracee, cave->address, bytes, code.len);
+	if (r < 0)
+		return r;
+	*ret_site = site;
+	return 0;
+}
+
+void psc_tracee_abort_rseq(struct psc_visit *visit, struct psc_tracee *tracee)
+{
+	struct { uint64_t area; uint32_t size, signature, flags, pad; } config;
+	struct rseq_cs section;
+	uint64_t address;
+
+	if (psc_regs_syscall(&tracee->regs) >= 0)
+		return;
+	if (psc_sys(SYS_ptrace, PTRACE_GET_RSEQ_CONFIGURATION, tracee->tid, sizeof(config), &config) < 0 || !config.area)
+		return;
+	if (psc_sys(SYS_pread64, visit->mem, &address, 8, config.area + offsetof(struct rseq, rseq_cs)) != 8 || !address)
+		return;
+	if (psc_sys(SYS_pread64, visit->mem, &section, sizeof(section), address) != sizeof(section))
+		return;
+	if (psc_regs_ip(&tracee->regs) - section.start_ip < section.post_commit_offset)
+		psc_regs_enter(&tracee->regs, section.abort_ip);
+}
+
+/* ------------------------------------------------------------------- calls */
+
+static bool is_fault(int signal)
+{
+	return signal == SIGSEGV || signal == SIGBUS || signal == SIGILL || signal == SIGFPE || signal == SIGTRAP ||
+	       signal == SIGSYS;
+}
+
+/* Did this signal-delivery-stop come from an instruction of ours? */
+static bool caused_by_us(pid_t tid, int signal, const struct psc_site *site)
+{
+	siginfo_t info;
+	struct psc_regs regs;
+
+	if (!is_fault(signal) || psc_sys(SYS_ptrace, PTRACE_GETSIGINFO, tid, 0, &info) < 0 || info.si_code <= 0)
+		return false;
+	return psc_regs_get(tid, &regs) == 0 && psc_regs_ip(&regs) >= site->main && psc_regs_ip(&regs) < site->end;
+}
+
+static int block_signals(struct psc_tracee *tracee)
+{
+	const uint64_t all = ~0ULL;
+	int r;
+
+	if (tracee->masked)
+		return 0;
+	r = (int)psc_sys(SYS_ptrace, PTRACE_GETSIGMASK, tracee->tid, 8, &tracee->sigmask);
+	if (r == 0)
+		r = (int)psc_sys(SYS_ptrace, PTRACE_SETSIGMASK, tracee->tid, 8, &all);
+	tracee->masked = r == 0;
+	return r;
+}
+
+/* Resume until the wanted stop: a syscall-stop, or (interrupt) the trap of an
+ * interrupt that is made pending first. */
+static int resume_to(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, bool interrupt)
+{
+	long request = interrupt ? PTRACE_CONT : PTRACE_SYSCALL;
+	int signal = 0;
+
+	for (;;) {
+		int status, r;
+
+		if (interrupt)
+			psc_sys(SYS_ptrace, PTRACE_INTERRUPT, tracee->tid, 0, 0);
+		r = (int)psc_sys(SYS_ptrace, request, tracee->tid, 0, signal);
+		if (r == 0)
+			r = psc_visit_wait(visit, tracee->tid, &status);
+		if (r < 0 && r != -ECHILD && r != -ESRCH)
+			return r;
+		if (r < 0 || !WIFSTOPPED(status)) {
+			tracee->state = PSC_TRACEE_DEAD;
+			return -ESRCH;
+		}
+		signal = 0;
+		if (status >> 16 == PTRACE_EVENT_STOP) {
+			if (interrupt)
+				return 0;
+		} else if (status >> 16 == 0 && WSTOPSIG(status) == SYSCALL_STOP) {
+			if (!interrupt)
+				return 0;
+		} else if (status >> 16 == 0) {
+			signal = WSTOPSIG(status);
+			if (caused_by_us(tracee->tid, signal, site))
+				return -EFAULT;
+			if (signal == SIGSTOP) { /* cannot be blocked: again, later */
+				visit->stop_signal = true;
+				signal = 0;
+			} else {
+				r = block_signals(tracee);
+				if (r < 0)
+					return r;
+			}
+		}
+	}
+}
+
+/* From the entry of a call to its end, when the filter that has just been put in
+ * force asks its listener about it: answer "continue" ourselves. */
+static int continue_notified(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
+			     int listener)
+{
+	struct seccomp_notif notif;
+	struct seccomp_notif_resp resp = { .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE };
+	struct pollfd readable = { .fd = listener, .events = POLLIN };
+	int r = (int)psc_sys(SYS_ptrace, PTRACE_SYSCALL, tracee->tid, 0, 0);
+	int status;
+
+	if (r < 0)
+		return r;
+	do {
+		r = (int)psc_sys(SYS_poll, &readable, 1, 5);
+		if (r > 0) {
+			memset(&notif, 0, sizeof(notif));
+			r = (int)psc_sys(SYS_ioctl, listener, SECCOMP_IOCTL_NOTIF_RECV, &notif);
+			if (r == 0) {
+				resp.id = notif.id;
+				r = (int)psc_sys(SYS_ioctl, listener, SECCOMP_IOCTL_NOTIF_SEND, &resp);
+				break;
+			}
+		}
+	} while (psc_now_ns() < visit->deadline);
+	r = psc_visit_wait(visit, tracee->tid, &status);
+	if (r < 0 || !WIFSTOPPED(status))
+		return r < 0 ? r : -ESRCH;
+	return resume_to(visit, tracee, site, true);
+}
+
+static int run_to_end_of_call(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
+			      int listener, long *ret_result)
+{
+	struct psc_regs regs;
+	int r;
+
+	r = resume_to(visit, tracee, site, false);
+	if (r < 0)
+		return r;
+	if (listener >= 0)
+		r = continue_notified(visit, tracee, site, listener);
+	else
+		r = resume_to(visit, tracee, site, true);
+	if (r < 0)
+		return r;
+	r = (int)psc_regs_get(tracee->tid, &regs);
+	if (r < 0)
+		return r;
+	*ret_result = psc_regs_result(&regs);
+	return 0;
+}
+
+int psc_tracee_call(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, int listener,
+		    long nr, const uint64_t args[6], long *ret_result)
+{
+	struct psc_regs regs = tracee->regs;
+	int r;
+
+	psc_regs_call(&regs, site->call, nr, args);
+	r = (int)psc_regs_set(tracee->tid, &regs);
+	return r < 0 ? r : run_to_end_of_call(visit, tracee, site, listener, ret_result);
+}
+
+int psc_tracee_run_main(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
+			bool no_new_privs, long *ret_result)
+{
+	struct psc_regs regs = tracee->regs;
+	int r;
+
+	psc_regs_enter(&regs, site->main);
+	r = (int)psc_regs_set(tracee->tid, &regs);
+	for (int stops = no_new_privs ? 2 : 0; r >= 0 && stops > 0; stops--)
+		r = resume_to(visit, tracee, site, false); /* entry and exit of prctl */
+	return r < 0 ? r : run_to_end_of_call(visit, tracee, site, -1, ret_result);
+}
+
+int psc_tracee_restore(struct psc_visit *visit, struct psc_tracee *tracee)
+{
+	int r = 0;
+
+	if (tracee->state != PSC_TRACEE_STOPPED)
+		return 0;
+	if (tracee->masked) {
+		r = (int)psc_sys(SYS_ptrace, PTRACE_SETSIGMASK, tracee->tid, 8, &tracee->sigmask);
+		tracee->masked = false;
+	}
+	return r < 0 ? r : (int)psc_regs_set(tracee->tid, &tracee->regs);
+}

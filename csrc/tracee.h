@@ -1,0 +1,144 @@
+/* tracee.h - private: another task under our hands, between stop and release.
+ *
+ *   visit.c   stop every thread of a process, and let it go again
+ *   cave.c    find unused room in its executable memory
+ *   inject.c  make one of its threads make system calls
+ *   attach.c  what an attach does with these
+ *
+ * All of it runs in the injector (see attach.c), which shares our memory but not
+ * our thread: no malloc, no stdio, no errno here, only raw system calls.
+ */
+#ifndef PSC_TRACEE_H
+#define PSC_TRACEE_H
+
+#include "internal.h"
+#include "psc.h"
+
+#if defined(__x86_64__)
+#include "arch/x86_64.h"
+#else
+#error "no csrc/arch header for this machine"
+#endif
+
+#define psc_sys6(nr, a, b, c, d, e, f, ...) \
+	psc_raw_syscall(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+/* A raw system call of up to six arguments: >= 0 or -errno. */
+#define psc_sys(nr, ...) psc_sys6(nr, ##__VA_ARGS__, 0, 0, 0, 0, 0, 0)
+
+uint64_t psc_now_ns(void);
+
+enum psc_tracee_state {
+	PSC_TRACEE_RUNNING, /* seized, not stopped yet */
+	PSC_TRACEE_STOPPED,
+	PSC_TRACEE_DEAD,
+};
+
+struct psc_tracee {
+	pid_t tid;
+	enum psc_tracee_state state;
+	bool masked;	    /* all its signals are blocked by us; sigmask has the real mask */
+	uint64_t sigmask;
+	struct psc_regs regs; /* as it was stopped, to be put back unmodified */
+};
+
+/* One process being visited. */
+struct psc_visit {
+	pid_t tgid;
+	pid_t only;	    /* stop this thread alone; 0: all of them */
+	int mem;	    /* /proc/TGID/mem */
+	int tasks;	    /* /proc/TGID/task */
+	uint64_t deadline;  /* CLOCK_MONOTONIC, ns */
+	bool own_signals;   /* the visitor is a process of its own and may use timers */
+
+	struct psc_tracee *tracees;
+	size_t n, size;
+	pid_t seizing;	    /* a seize is under way (read by the timer's handler) */
+	bool execed;	    /* it has executed another program since it was seized */
+	bool stop_signal;   /* a SIGSTOP was held back */
+	pid_t blamed;	    /* the thread that a failure is about, 0: none */
+	pid_t other_tracer; /* who holds it */
+};
+
+/* Seize and stop all threads, until a whole scan finds no unknown one. On
+ * failure call psc_visit_release() all the same. -EBUSY: other_tracer holds
+ * blamed. -EPERM, -ESRCH. -ETIMEDOUT: blamed would not stop. */
+PSC_MUST_CHECK int psc_visit_stop(struct psc_visit *visit);
+
+/* Let all threads go, each as it was. The list of them stays. */
+void psc_visit_release(struct psc_visit *visit);
+
+/* Free the list. */
+void psc_visit_destroy(struct psc_visit *visit);
+
+/* Wait for one stop or the death of a thread; *ret_status as wait(2) has it. */
+PSC_MUST_CHECK int psc_visit_wait(struct psc_visit *visit, pid_t tid, int *ret_status);
+
+struct psc_tracee *psc_visit_find(struct psc_visit *visit, pid_t tid);
+
+/* Unused zero bytes at the end of a private executable mapping. */
+struct psc_cave {
+	uint64_t address;
+	size_t size;
+	bool vdso;
+};
+
+/* Find a cave of at least size bytes below limit, in the vDSO if that has it.
+ * -ENOSPC: there is none; *ret_cave is then the largest one (size 0: none). */
+PSC_MUST_CHECK int psc_cave_find(pid_t tgid, int mem, size_t size, uint64_t limit, struct psc_cave *ret_cave);
+
+/* Is the cave still there, executable and all zero? */
+PSC_MUST_CHECK int psc_cave_check(pid_t tgid, int mem, const struct psc_cave *cave);
+
+/* Write memory of a stopped target, read-only pages too. */
+PSC_MUST_CHECK int psc_tracee_write(struct psc_visit *visit, struct psc_tracee *tracee, uint64_t address,
+				    const void *data, size_t size);
+
+/* Code in the cave, made for one thread:
+ *
+ *   main:     [prctl] seccomp [close] [munmap] rt_sigprocmask, jump to restore
+ *   call:     one system call instruction, arguments in registers
+ *   restore:  all registers back, go on as if nothing had been
+ *
+ * Whatever the thread is set to execute here runs to the end by itself: if the
+ * injector is killed the kernel detaches, and the thread completes the call,
+ * puts its registers back and continues. */
+struct psc_site {
+	uint64_t main, call, end;
+};
+
+/* What main does. Zero data means: only call and restore are wanted. */
+struct psc_script {
+	uint64_t data;	    /* address of the program in the target */
+	uint64_t fprog;	    /* address of its struct sock_fprog */
+	uint32_t flags;	    /* of seccomp() */
+	bool no_new_privs;
+	bool close_listener, unmap, unmask;
+	uint64_t map, map_size;
+};
+
+/* Write the code into the cave. -ENOSPC: it does not fit. */
+PSC_MUST_CHECK int psc_site_build(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_cave *cave,
+				  const struct psc_script *script, struct psc_site *ret_site);
+
+/* Most bytes that psc_site_build() needs. */
+#define PSC_SITE_SIZE 320
+
+/* Have the thread make one call. *ret_result is what it returned, an error of
+ * the call itself included. listener >= 0: the call may be notified there and is
+ * continued. -EFAULT: the thread could not execute the call (it is back at its
+ * site's mercy: restore it). -ESRCH: it died. */
+PSC_MUST_CHECK int psc_tracee_call(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
+				   int listener, long nr, const uint64_t args[6], long *ret_result);
+
+/* Have it run main up to the return of seccomp(). */
+PSC_MUST_CHECK int psc_tracee_run_main(struct psc_visit *visit, struct psc_tracee *tracee,
+				       const struct psc_site *site, bool no_new_privs, long *ret_result);
+
+/* Put registers and signal mask back. */
+PSC_MUST_CHECK int psc_tracee_restore(struct psc_visit *visit, struct psc_tracee *tracee);
+
+/* A thread in a restartable sequence is to be restored at its abort handler: the
+ * kernel, which would have sent it there, sees only the cave's addresses. */
+void psc_tracee_abort_rseq(struct psc_visit *visit, struct psc_tracee *tracee);
+
+#endif

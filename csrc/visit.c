@@ -1,0 +1,363 @@
+/* visit.c - stop every thread of a process, and let it go again.
+ *
+ * The invariant: while a visit is stopped, no thread of the process can run, so
+ * none can be born. Threads are seized (no signal is sent, a group-stop stays
+ * one) and interrupted; new ones are traced from birth through TRACECLONE; the
+ * list is read again until a whole reading finds nobody unknown.
+ *
+ * What can stand between a seized thread and its stop:
+ *   a signal    is delivered, as it would have been, and the thread interrupted
+ *               again: every ptrace-stop clears a pending interrupt
+ *   an exec     other threads die, the survivor takes the leader's number
+ *   death       waits, reaps, forgets
+ *   a sleep that nothing interrupts (D state)   the deadline passes, all go free
+ */
+#define _GNU_SOURCE
+#include "tracee.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/ptrace.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define SEIZE_OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
+
+uint64_t psc_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+struct psc_tracee *psc_visit_find(struct psc_visit *visit, pid_t tid)
+{
+	for (size_t i = 0; i < visit->n; i++)
+		if (visit->tracees[i].tid == tid)
+			return &visit->tracees[i];
+	return NULL;
+}
+
+static int add_tracee(struct psc_visit *visit, pid_t tid)
+{
+	if (visit->n == visit->size) {
+		size_t size = visit->size ? visit->size * 4 : 64;
+		long map;
+
+		if (visit->size)
+			map = psc_sys(SYS_mremap, visit->tracees, visit->size * sizeof(*visit->tracees),
+				      size * sizeof(*visit->tracees), MREMAP_MAYMOVE);
+		else
+			map = psc_sys(SYS_mmap, 0, size * sizeof(*visit->tracees), PROT_READ | PROT_WRITE,
+				      MAP_PRIVATE | MAP_ANONYMOUS, -1);
+		if (map < 0 && map > -4096)
+			return -ENOMEM;
+		visit->tracees = (struct psc_tracee *)map;
+		visit->size = size;
+	}
+	visit->tracees[visit->n++] = (struct psc_tracee){ .tid = tid };
+	return 0;
+}
+
+int psc_visit_wait(struct psc_visit *visit, pid_t tid, int *ret_status)
+{
+	/* With timers of our own a blocking wait is woken every few milliseconds
+	 * to look at the clock; without, look and nap. */
+	int flags = __WALL | __WNOTHREAD | (visit->own_signals ? 0 : WNOHANG);
+	const struct timespec nap = { 0, 50000 };
+
+	for (;;) {
+		long r = psc_sys(SYS_wait4, tid, ret_status, flags, 0);
+
+		if (r == tid)
+			return 0;
+		if (r < 0 && r != -EINTR)
+			return (int)r;
+		if (psc_now_ns() > visit->deadline) {
+			visit->blamed = tid;
+			return -ETIMEDOUT;
+		}
+		if (r == 0)
+			psc_sys(SYS_nanosleep, &nap, 0);
+	}
+}
+
+/* ------------------------------------------------------------------- seize */
+
+/* Why the kernel would not let us seize a thread. */
+static int seize_refused(struct psc_visit *visit, pid_t tid, int error)
+{
+	struct psc_task_state task;
+	char text[8192], path[64];
+	long fd, n;
+
+	if (error == -ESRCH)
+		return 0;
+	snprintf(path, sizeof(path), "%d/status", tid);
+	fd = psc_sys(SYS_openat, visit->tasks, path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return fd == -ENOENT ? 0 : error;
+	n = psc_sys(SYS_read, fd, text, sizeof(text));
+	psc_sys(SYS_close, fd);
+	if (n <= 0)
+		return 0;
+	if (psc_query_parse_status(text, (size_t)n, &task) < 0)
+		return error;
+	if (!psc_task_alive(&task))
+		return 0;
+	if (task.tracer == psc_sys(SYS_gettid))
+		return 1;
+	visit->blamed = tid;
+	visit->other_tracer = task.tracer;
+	return task.tracer ? -EBUSY : error;
+}
+
+/* 1: it is ours now. 0: it is dead or dying. */
+static int seize(struct psc_visit *visit, pid_t tid)
+{
+	long r;
+
+	__atomic_store_n(&visit->seizing, tid, __ATOMIC_RELAXED);
+	r = psc_sys(SYS_ptrace, PTRACE_SEIZE, tid, 0, SEIZE_OPTIONS);
+	__atomic_store_n(&visit->seizing, 0, __ATOMIC_RELAXED);
+	return r == 0 ? 1 : seize_refused(visit, tid, (int)r);
+}
+
+static int seize_new(struct psc_visit *visit, pid_t tid)
+{
+	int r = seize(visit, tid);
+
+	if (r <= 0)
+		return r;
+	r = add_tracee(visit, tid);
+	if (r < 0) {
+		visit->blamed = tid;
+		return r;
+	}
+	psc_sys(SYS_ptrace, PTRACE_INTERRUPT, tid, 0, 0);
+	return 1;
+}
+
+/* One reading of the process's threads: seizes who is unknown, returns how many
+ * that were. Readings keep the order of threads, hence the cursor. */
+static int seize_all_new(struct psc_visit *visit)
+{
+	char buffer[8192] __attribute__((aligned(8)));
+	int found = 0;
+	size_t cursor = 0;
+	long n;
+
+	if (visit->only)
+		return psc_visit_find(visit, visit->only) ? 0 : seize_new(visit, visit->only);
+	psc_sys(SYS_lseek, visit->tasks, 0, SEEK_SET);
+	while ((n = psc_sys(SYS_getdents64, visit->tasks, buffer, sizeof(buffer))) > 0) {
+		const struct dirent64 *entry;
+
+		for (long at = 0; at < n; at += entry->d_reclen) {
+			pid_t tid;
+			int r;
+
+			entry = (const struct dirent64 *)(buffer + at);
+			tid = (pid_t)strtol(entry->d_name, NULL, 10);
+			if (tid <= 0)
+				continue;
+			if (cursor < visit->n && visit->tracees[cursor].tid == tid) {
+				cursor++;
+				continue;
+			}
+			if (psc_visit_find(visit, tid))
+				continue;
+			r = seize_new(visit, tid);
+			if (r < 0)
+				return r;
+			found += r;
+			cursor = visit->n;
+		}
+	}
+	return n < 0 ? (int)n : found;
+}
+
+/* -------------------------------------------------------------------- stop */
+
+/* EINTR from a call that handles no signal: man 7 signal lists those that a stop
+ * breaks off. They took nothing, so they are made again; with a time-out behind a
+ * pointer that would begin anew they are left as a stop leaves them. */
+static void mend_interrupted(struct psc_tracee *tracee)
+{
+	const struct psc_abi *abi = psc_abi_of(&tracee->regs);
+	long nr = psc_regs_syscall(&tracee->regs);
+	bool mend;
+
+	if (nr < 0 || psc_regs_result(&tracee->regs) != -EINTR)
+		return;
+	mend = nr == abi->epoll_wait || nr == abi->epoll_pwait || nr == abi->semop ||
+	       (nr == abi->rt_sigtimedwait && psc_regs_arg(&tracee->regs, 2) == 0) ||
+	       (nr == abi->semtimedop && psc_regs_arg(&tracee->regs, 3) == 0);
+	if (!mend)
+		return;
+	psc_regs_restart(&tracee->regs);
+	if (psc_regs_set(tracee->tid, &tracee->regs) < 0)
+		tracee->state = PSC_TRACEE_DEAD;
+}
+
+static void forget_exec_victim(struct psc_visit *visit, pid_t tid)
+{
+	unsigned long former = 0;
+	struct psc_tracee *other;
+
+	psc_sys(SYS_ptrace, PTRACE_GETEVENTMSG, tid, 0, &former);
+	other = (pid_t)former == tid ? NULL : psc_visit_find(visit, (pid_t)former);
+	if (other)
+		other->state = PSC_TRACEE_DEAD;
+	visit->execed = true;
+}
+
+/* A thread was born: it is traced already. A process that clone() made with
+ * another exit signal is none of our threads and goes free when it stops. */
+static int adopt_newborn(struct psc_visit *visit, pid_t parent)
+{
+	unsigned long tid = 0;
+	char name[16];
+	int status;
+
+	psc_sys(SYS_ptrace, PTRACE_GETEVENTMSG, parent, 0, &tid);
+	if (tid == 0 || psc_visit_find(visit, (pid_t)tid))
+		return 0;
+	snprintf(name, sizeof(name), "%d", (int)tid);
+	if (!visit->only && psc_sys(SYS_faccessat, visit->tasks, name, F_OK) == 0)
+		return add_tracee(visit, (pid_t)tid);
+	if (psc_visit_wait(visit, (pid_t)tid, &status) == 0 && WIFSTOPPED(status))
+		psc_sys(SYS_ptrace, PTRACE_DETACH, (pid_t)tid, 0, 0);
+	return 0;
+}
+
+/* Wait until one thread is stopped by our interrupt or in a group-stop, or dead. */
+static int stop_one(struct psc_visit *visit, size_t index)
+{
+	pid_t tid = visit->tracees[index].tid;
+
+	while (visit->tracees[index].state == PSC_TRACEE_RUNNING) {
+		struct psc_tracee *tracee;
+		int status, event, r, signal = 0;
+
+		r = psc_visit_wait(visit, tid, &status);
+		if (r < 0 && r != -ECHILD)
+			return r;
+		tracee = &visit->tracees[index];
+		if (r == -ECHILD || !WIFSTOPPED(status)) {
+			tracee->state = PSC_TRACEE_DEAD;
+			return 0;
+		}
+		event = status >> 16;
+		if (event == PTRACE_EVENT_STOP) {
+			tracee->state = psc_regs_get(tid, &tracee->regs) < 0 ? PSC_TRACEE_DEAD : PSC_TRACEE_STOPPED;
+			if (tracee->state == PSC_TRACEE_STOPPED)
+				mend_interrupted(tracee);
+			return 0;
+		}
+		if (event == PTRACE_EVENT_EXEC)
+			forget_exec_victim(visit, tid);
+		else if (event == PTRACE_EVENT_CLONE)
+			r = adopt_newborn(visit, tid);
+		else if (event == 0)
+			signal = WSTOPSIG(status);
+		psc_sys(SYS_ptrace, PTRACE_INTERRUPT, tid, 0, 0);
+		psc_sys(SYS_ptrace, PTRACE_CONT, tid, 0, signal);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* A thread that executes another program waits for its siblings to be reaped,
+ * and holds the lock that PTRACE_SEIZE takes: who waits in a seize of one thread
+ * must be able to reap another. So a timer's signal breaks the wait and its
+ * handler reaps the dead. */
+static void reap_while_seizing(int sig, siginfo_t *info, void *context)
+{
+	struct psc_visit *visit = info->si_value.sival_ptr;
+
+	if (!__atomic_load_n(&visit->seizing, __ATOMIC_RELAXED))
+		return;
+	for (size_t i = 0; i < visit->n; i++) {
+		struct psc_tracee *tracee = &visit->tracees[i];
+		siginfo_t dead = { 0 };
+
+		if (tracee->state != PSC_TRACEE_DEAD &&
+		    psc_sys(SYS_waitid, P_PID, tracee->tid, &dead, WEXITED | WNOHANG | __WALL, 0) == 0 &&
+		    dead.si_pid == tracee->tid)
+			tracee->state = PSC_TRACEE_DEAD;
+	}
+}
+
+/* Blocking waits are woken every 5 ms, to look at the clock. */
+static int start_timer(struct psc_visit *visit)
+{
+	struct sigaction action = { .sa_sigaction = reap_while_seizing, .sa_flags = SA_SIGINFO };
+	struct sigevent event = {
+		.sigev_notify = SIGEV_SIGNAL,
+		.sigev_signo = SIGALRM,
+		.sigev_value.sival_ptr = visit,
+	};
+	const struct itimerspec every = { { 0, 5000000 }, { 0, 5000000 } };
+	uint64_t mask = ~(1ULL << (SIGALRM - 1));
+	int timer;
+	long r;
+
+	if (sigaction(SIGALRM, &action, NULL) < 0)
+		return -EINVAL;
+	r = psc_sys(SYS_timer_create, CLOCK_MONOTONIC, &event, &timer);
+	if (r == 0)
+		r = psc_sys(SYS_timer_settime, timer, 0, &every, 0);
+	if (r == 0)
+		r = psc_sys(SYS_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof(mask));
+	return (int)r;
+}
+
+static int stop_all(struct psc_visit *visit)
+{
+	int found;
+
+	while ((found = seize_all_new(visit)) > 0) {
+		for (size_t i = 0; i < visit->n; i++) {
+			int r = stop_one(visit, i);
+
+			if (r < 0)
+				return r;
+		}
+		if (visit->only)
+			return 0;
+	}
+	return found;
+}
+
+int psc_visit_stop(struct psc_visit *visit)
+{
+	int r = visit->own_signals ? start_timer(visit) : 0;
+
+	return r < 0 ? r : stop_all(visit);
+}
+
+/* ----------------------------------------------------------------- release */
+
+/* Threads that never stopped cannot be detached; the injector's exit frees
+ * them, and with it their pending interrupt. */
+void psc_visit_release(struct psc_visit *visit)
+{
+	if (visit->stop_signal)
+		psc_sys(SYS_kill, visit->tgid, SIGSTOP);
+	for (size_t i = 0; i < visit->n; i++)
+		if (visit->tracees[i].state == PSC_TRACEE_STOPPED)
+			psc_sys(SYS_ptrace, PTRACE_DETACH, visit->tracees[i].tid, 0, 0);
+}
+
+void psc_visit_destroy(struct psc_visit *visit)
+{
+	if (visit->tracees)
+		psc_sys(SYS_munmap, visit->tracees, visit->size * sizeof(*visit->tracees));
+	visit->tracees = NULL;
+	visit->n = visit->size = 0;
+}
