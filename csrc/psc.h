@@ -261,6 +261,128 @@ PSC_MUST_CHECK int psc_attach(const struct psc_attach_options *options, struct p
 
 /* Frees the list of threads; the listeners are the caller's. */
 void psc_attach_result_destroy(struct psc_attach_result *result);
+/* ---------------------------------------------------------------- syscalls */
+
+/* The ABIs a program can serve. x32 shares its AUDIT_ARCH token with x86_64
+ * and is told apart by bit 30 of the number. The order is that of the
+ * generated table; values are not stable between releases, names are. */
+enum psc_arch {
+	PSC_ARCH_X86_64, PSC_ARCH_X86, PSC_ARCH_X32, PSC_ARCH_ARM, PSC_ARCH_AARCH64, PSC_ARCH_LOONGARCH64,
+	PSC_ARCH_M68K, PSC_ARCH_MIPS, PSC_ARCH_MIPSEL, PSC_ARCH_MIPS64, PSC_ARCH_MIPSEL64, PSC_ARCH_MIPS64N32,
+	PSC_ARCH_MIPSEL64N32, PSC_ARCH_PARISC, PSC_ARCH_PARISC64, PSC_ARCH_PPC, PSC_ARCH_PPC64, PSC_ARCH_PPC64LE,
+	PSC_ARCH_RISCV64, PSC_ARCH_S390, PSC_ARCH_S390X, PSC_ARCH_SH, PSC_ARCH_SHEB,
+	PSC_ARCH_COUNT
+};
+
+#define PSC_X32_BIT 0x40000000U
+
+/* The ABI this library was compiled for, -EOPNOTSUPP where it has no table. */
+PSC_MUST_CHECK int psc_arch_native(void);
+/* The ABI that a call with this seccomp_data.arch and number belongs to; -ENOENT. */
+PSC_MUST_CHECK int psc_arch_of(uint32_t token, uint32_t nr);
+/* By its own name ("x86_64") or libseccomp's ("X86_64" of SCMP_ARCH_X86_64); -ENOENT. */
+PSC_MUST_CHECK int psc_arch_by_name(const char *name);
+const char *psc_arch_name(enum psc_arch arch);
+uint32_t psc_arch_token(enum psc_arch arch);
+bool psc_arch_big_endian(enum psc_arch arch);
+/* True if its registers, and so its arguments, have 64 bits. */
+bool psc_arch_wide(enum psc_arch arch);
+
+/* A name's index, common to all ABIs (0 .. psc_syscall_count() - 1); -ENOENT. */
+PSC_MUST_CHECK int psc_syscall_id(const char *name);
+int psc_syscall_count(void);
+/* NULL if there is no such index. */
+const char *psc_syscall_name_of_id(int id);
+/* The number of a call on an ABI (x32's carry PSC_X32_BIT); -ENOENT if it has none there. */
+PSC_MUST_CHECK int psc_syscall_number(enum psc_arch arch, int id);
+/* The index of the call with this number on an ABI; -ENOENT. Of two names of one number: the first by alphabet. */
+PSC_MUST_CHECK int psc_syscall_by_number(enum psc_arch arch, uint32_t nr);
+/* The kernel whose calls the tables hold, and the releases of the headers they were made from. */
+const char *psc_syscall_kernel(void);
+const char *psc_syscall_headers(void);
+
+/* ------------------------------------------------------------------ policy */
+
+/* Comparisons of one argument; the numbers up to 7 are libseccomp's. */
+enum psc_op {
+	PSC_OP_NE = 1, PSC_OP_LT, PSC_OP_LE, PSC_OP_EQ, PSC_OP_GE, PSC_OP_GT,
+	PSC_OP_MASKED_EQ, /* (arg & a) == b */
+	PSC_OP_RANGE,     /* a <= arg <= b */
+};
+
+enum psc_term_kind { PSC_TERM_COMPARE, PSC_TERM_NOT, PSC_TERM_AND, PSC_TERM_OR };
+
+/* Look at the low 32 bits only: what the kernel does with int arguments. */
+#define PSC_COMPARE_32 1U
+/* Order as signed numbers (of 64 bits, or of 32 with PSC_COMPARE_32). */
+#define PSC_COMPARE_SIGNED 2U
+
+/* One element of a condition in postfix order: a comparison, or an operator on
+ * the one or two conditions before it. What is left in the end is ANDed. */
+struct psc_term {
+	uint8_t kind;
+	uint8_t arg;
+	uint8_t op;
+	uint8_t flags;
+	uint64_t a, b;
+};
+
+#define PSC_MAX_TERMS 4096
+
+/* Which of several matching rules of one call decides. RESTRICTIVE: the action
+ * that the kernel ranks highest, the later rule on a tie, just as if each
+ * rule were a filter of its own, installed in this order. FIRST: the first. */
+enum psc_priority { PSC_PRIORITY_RESTRICTIVE, PSC_PRIORITY_FIRST };
+
+struct psc_policy;
+
+/* actions are whole SECCOMP_RET words. bad_arch answers calls of ABIs not added
+ * (x32 calls, too, unless x32 was added). */
+PSC_MUST_CHECK int psc_policy_new(uint32_t default_action, uint32_t bad_arch, enum psc_priority priority,
+				  struct psc_policy **ret_policy);
+void psc_policy_free(struct psc_policy *policy);
+
+/* -EEXIST: it is there. -EDOM: byte order differs from that of the others. */
+PSC_MUST_CHECK int psc_policy_add_arch(struct psc_policy *policy, enum psc_arch arch);
+
+/* On 32-bit ABIs compare only the low word of each argument, whose high word the
+ * kernel leaves 0 there (x32, whose registers have 64 bits, counts as one of
+ * them). As libseccomp does; without it all comparisons are of 64 bits. */
+void psc_policy_compare_low_words(struct psc_policy *policy);
+
+/* A rule for the call with this index (psc_syscall_id), on every ABI that has
+ * it. -EINVAL: a term has an argument above 5, an unknown op, a value that does
+ * not fit, or the postfix order is broken. */
+PSC_MUST_CHECK int psc_policy_add(struct psc_policy *policy, uint32_t action, int syscall_id,
+				  const struct psc_term *terms, size_t count);
+
+/* The same by number, on one ABI; x32's numbers carry PSC_X32_BIT (-EINVAL). */
+PSC_MUST_CHECK int psc_policy_add_number(struct psc_policy *policy, uint32_t action, enum psc_arch arch, uint32_t nr,
+					 const struct psc_term *terms, size_t count);
+
+enum psc_optimize { PSC_OPTIMIZE_SIZE, PSC_OPTIMIZE_DEPTH, PSC_OPTIMIZE_PROFILE };
+
+/* How often a call is made: seccomp_data.arch, .nr. */
+struct psc_weight {
+	uint32_t token;
+	uint32_t nr;
+	double weight;
+};
+
+struct psc_compile_options {
+	enum psc_optimize optimize;
+	const struct psc_weight *weights; /* for PROFILE, sorted by token, then nr */
+	size_t weight_count;
+};
+
+/* Compile into a program of the fewest instructions (SIZE), or of the fewest
+ * executed instructions, averaged over numbers (DEPTH) or over weights (PROFILE).
+ * The caller frees *ret_insns. options NULL: SIZE. -E2BIG: it would have more
+ * than PSC_MAX_INSNS instructions (*ret_len says how many; 0 if the rules'
+ * conditions together were too many to hold). Not for one policy in two threads
+ * at a time. */
+PSC_MUST_CHECK int psc_policy_compile(struct psc_policy *policy, const struct psc_compile_options *options,
+				      struct sock_filter **ret_insns, size_t *ret_len);
 
 #ifdef __cplusplus
 }

@@ -1,13 +1,15 @@
 """The only crossing between Python and libpsc: each line here either converts or calls C."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from pyseccomp cimport cpsc
 
+import errno
 import os
 
-from pyseccomp.errors import ProgramError
+from pyseccomp.errors import PolicyError, ProgramError
 
 
 # ------------------------------------------------------------------ programs
@@ -157,3 +159,110 @@ def attach(int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_pri
         )
     finally:
         cpsc.psc_attach_result_destroy(&result)
+# ------------------------------------------------------------------ syscalls
+
+def arch_table() -> list[tuple[str, int, bool, bool]]:
+    """(name, AUDIT_ARCH token, big-endian, 64-bit registers) by arch index."""
+    return [
+        (
+            cpsc.psc_arch_name(<cpsc.psc_arch>i).decode(),
+            cpsc.psc_arch_token(<cpsc.psc_arch>i),
+            cpsc.psc_arch_big_endian(<cpsc.psc_arch>i),
+            cpsc.psc_arch_wide(<cpsc.psc_arch>i),
+        )
+        for i in range(cpsc.PSC_ARCH_COUNT)
+    ]
+
+
+def native_arch() -> int:
+    return cpsc.psc_arch_native()
+
+
+def arch_of(uint32_t token, uint32_t nr) -> int:
+    return cpsc.psc_arch_of(token, nr)
+
+
+def syscall_names() -> list[str]:
+    return [cpsc.psc_syscall_name_of_id(i).decode() for i in range(cpsc.psc_syscall_count())]
+
+
+def syscall_id(str name) -> int:
+    return cpsc.psc_syscall_id(name.encode())
+
+
+def syscall_number(int arch, int syscall) -> int:
+    return cpsc.psc_syscall_number(<cpsc.psc_arch>arch, syscall)
+
+
+def syscall_by_number(int arch, uint32_t nr) -> int:
+    return cpsc.psc_syscall_by_number(<cpsc.psc_arch>arch, nr)
+
+
+def syscall_kernel() -> tuple[str, str]:
+    return cpsc.psc_syscall_kernel().decode(), cpsc.psc_syscall_headers().decode()
+
+
+# ------------------------------------------------------------------ policies
+
+cdef int _add_rule(cpsc.psc_policy *policy, tuple rule, cpsc.psc_term *terms) except? -1:
+    """Convert (action, syscall index or number, arch or -1, terms) and add it; -errno."""
+    cdef uint32_t action = rule[0]
+    cdef int64_t call = rule[1]
+    cdef int arch = rule[2]
+    cdef size_t count = len(rule[3])
+    if count > cpsc.PSC_MAX_TERMS:
+        return -errno.E2BIG
+    for i, (kind, arg, op, flags, a, b) in enumerate(rule[3]):
+        terms[i] = cpsc.psc_term(kind, arg, op, flags, a, b)
+    if arch < 0:
+        return cpsc.psc_policy_add(policy, action, <int>call, terms, count)
+    return cpsc.psc_policy_add_number(policy, action, <cpsc.psc_arch>arch, <uint32_t>call, terms, count)
+
+
+cdef bytes _compile(cpsc.psc_policy *policy, int optimize, list weights):
+    cdef cpsc.psc_compile_options options
+    cdef cpsc.psc_weight *table = <cpsc.psc_weight *>malloc((len(weights) + 1) * sizeof(cpsc.psc_weight))
+    cdef cpsc.sock_filter *insns = NULL
+    cdef size_t n = 0
+    cdef int r
+    if table is NULL:
+        raise MemoryError
+    try:
+        for i, (token, nr, weight) in enumerate(weights):
+            table[i] = cpsc.psc_weight(token, nr, weight)
+        options = cpsc.psc_compile_options(<cpsc.psc_optimize>optimize, table, len(weights))
+        with nogil:
+            r = cpsc.psc_policy_compile(policy, &options, &insns, &n)
+        if r == -errno.E2BIG and n == 0:
+            raise PolicyError("the policy cannot be compiled: the conditions of one syscall are too many together")
+        if r == -errno.E2BIG:
+            raise PolicyError(f"the program would have {n} instructions, and the kernel takes {cpsc.PSC_MAX_INSNS}")
+        if r < 0:
+            raise MemoryError if r == -errno.ENOMEM else PolicyError(f"the policy cannot be compiled: {os.strerror(-r)}")
+        return (<const char *>insns)[:n * sizeof(cpsc.sock_filter)]
+    finally:
+        free(table)
+        free(insns)
+
+
+def compile_policy(
+    uint32_t default, uint32_t bad_arch, int priority, bint low_words, arches, list rules, int optimize, list weights
+) -> bytes:
+    cdef cpsc.psc_policy *policy = NULL
+    cdef cpsc.psc_term *terms = <cpsc.psc_term *>malloc(cpsc.PSC_MAX_TERMS * sizeof(cpsc.psc_term))
+    try:
+        if terms is NULL or cpsc.psc_policy_new(default, bad_arch, <cpsc.psc_priority>priority, &policy) < 0:
+            raise MemoryError
+        if low_words:
+            cpsc.psc_policy_compare_low_words(policy)
+        for arch in arches:
+            if cpsc.psc_policy_add_arch(policy, <cpsc.psc_arch><int>arch) < 0:
+                raise PolicyError(f"architecture {arch} cannot be added to the policy")
+        for rule in rules:
+            r = _add_rule(policy, rule, terms)
+            if r < 0:
+                raise MemoryError if r == -errno.ENOMEM else PolicyError(f"a rule is not valid: {rule!r}: {os.strerror(-r)}")
+        return _compile(policy, optimize, weights)
+    finally:
+        cpsc.psc_policy_free(policy)
+        free(terms)

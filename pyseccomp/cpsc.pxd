@@ -109,3 +109,53 @@ cdef extern from "psc.h" nogil:
         int other_tracer
     int psc_attach(const psc_attach_options *options, psc_attach_result *ret_result)
     void psc_attach_result_destroy(psc_attach_result *result)
+    # syscalls
+    enum psc_arch:
+        PSC_ARCH_COUNT
+    int psc_arch_native()
+    int psc_arch_of(uint32_t token, uint32_t nr)
+    int psc_arch_by_name(const char *name)
+    const char *psc_arch_name(psc_arch arch)
+    uint32_t psc_arch_token(psc_arch arch)
+    bint psc_arch_big_endian(psc_arch arch)
+    bint psc_arch_wide(psc_arch arch)
+    int psc_syscall_id(const char *name)
+    int psc_syscall_count()
+    const char *psc_syscall_name_of_id(int id)
+    int psc_syscall_number(psc_arch arch, int id)
+    int psc_syscall_by_number(psc_arch arch, uint32_t nr)
+    const char *psc_syscall_kernel()
+    const char *psc_syscall_headers()
+
+    # policy
+    enum: PSC_MAX_TERMS
+    cdef struct psc_term:
+        uint8_t kind
+        uint8_t arg
+        uint8_t op
+        uint8_t flags
+        uint64_t a
+        uint64_t b
+    enum psc_priority:
+        PSC_PRIORITY_RESTRICTIVE
+    enum psc_optimize:
+        PSC_OPTIMIZE_SIZE
+    cdef struct psc_weight:
+        uint32_t token
+        uint32_t nr
+        double weight
+    cdef struct psc_compile_options:
+        psc_optimize optimize
+        const psc_weight *weights
+        size_t weight_count
+    cdef struct psc_policy:
+        pass
+    int psc_policy_new(uint32_t default_action, uint32_t bad_arch, psc_priority priority, psc_policy **ret_policy)
+    void psc_policy_free(psc_policy *policy)
+    int psc_policy_add_arch(psc_policy *policy, psc_arch arch)
+    void psc_policy_compare_low_words(psc_policy *policy)
+    int psc_policy_add(psc_policy *policy, uint32_t action, int syscall_id, const psc_term *terms, size_t count)
+    int psc_policy_add_number(psc_policy *policy, uint32_t action, psc_arch arch, uint32_t nr, const psc_term *terms,
+                              size_t count)
+    int psc_policy_compile(psc_policy *policy, const psc_compile_options *options, sock_filter **ret_insns,
+                           size_t *ret_len)

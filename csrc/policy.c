@@ -1,0 +1,501 @@
+/* Rules into one decision diagram.
+ *
+ * A condition becomes a diagram of truth values; the rules of one call are laid
+ * over the default action from the weakest to the strongest, so the one that
+ * decides is laid last; the numbers of an ABI become the edges of one node, and
+ * the ABIs the edges of the root. Numbers that no rule names have the default
+ * action, those of future kernels included. */
+#include "compile.h"
+#include "internal.h"
+
+#include <string.h>
+
+struct rule {
+	uint32_t action;
+	int32_t id;   /* of the name, or -1: by number */
+	uint32_t arch; /* if by number */
+	uint32_t nr;
+	uint32_t first, count; /* terms */
+	uint32_t condition[2]; /* diagrams, made when needed: of 64-bit ABIs' words, of 32-bit ABIs' */
+};
+
+struct psc_policy {
+	uint32_t default_action, bad_arch;
+	enum psc_priority priority;
+	bool archs[PSC_ARCH_COUNT];
+	bool low_words;
+	struct rule *rules;
+	size_t rule_count, rule_room;
+	struct psc_term *terms;
+	size_t term_count, term_room;
+};
+
+/* A rule on one ABI, for sorting. */
+struct entry {
+	uint32_t nr;
+	uint32_t rule;
+};
+
+int psc_policy_new(uint32_t default_action, uint32_t bad_arch, enum psc_priority priority,
+		   struct psc_policy **ret_policy)
+{
+	struct psc_policy *policy = calloc(1, sizeof(*policy));
+
+	if (!policy)
+		return -ENOMEM;
+	policy->default_action = default_action;
+	policy->bad_arch = bad_arch;
+	policy->priority = priority;
+	*ret_policy = policy;
+	return 0;
+}
+
+void psc_policy_free(struct psc_policy *policy)
+{
+	if (!policy)
+		return;
+	free(policy->rules);
+	free(policy->terms);
+	free(policy);
+}
+
+void psc_policy_compare_low_words(struct psc_policy *policy)
+{
+	policy->low_words = true;
+}
+
+int psc_policy_add_arch(struct psc_policy *policy, enum psc_arch arch)
+{
+	if ((unsigned int)arch >= PSC_ARCH_COUNT)
+		return -EINVAL;
+	if (policy->archs[arch])
+		return -EEXIST;
+	for (int i = 0; i < PSC_ARCH_COUNT; i++)
+		if (policy->archs[i] && psc_arch_big_endian(i) != psc_arch_big_endian(arch))
+			return -EDOM;
+	policy->archs[arch] = true;
+	return 0;
+}
+
+static bool compare_is_valid(const struct psc_term *term)
+{
+	uint64_t limit = term->flags & PSC_COMPARE_32 ? UINT32_MAX : UINT64_MAX;
+
+	if (term->arg > 5 || term->op < PSC_OP_NE || term->op > PSC_OP_RANGE || term->a > limit || term->b > limit)
+		return false;
+	if (term->flags & ~(PSC_COMPARE_32 | PSC_COMPARE_SIGNED))
+		return false;
+	return term->op != PSC_OP_MASKED_EQ || !(term->b & ~term->a);
+}
+
+/* Postfix order: every operator finds its operands. */
+static int check_terms(const struct psc_term *terms, size_t count)
+{
+	size_t depth = 0;
+
+	if (count > PSC_MAX_TERMS)
+		return -E2BIG;
+	for (size_t i = 0; i < count; i++) {
+		switch (terms[i].kind) {
+		case PSC_TERM_COMPARE:
+			if (!compare_is_valid(&terms[i]))
+				return -EINVAL;
+			depth++;
+			break;
+		case PSC_TERM_NOT:
+			if (depth < 1)
+				return -EINVAL;
+			break;
+		case PSC_TERM_AND:
+		case PSC_TERM_OR:
+			if (depth < 2)
+				return -EINVAL;
+			depth--;
+			break;
+		default:
+			return -EINVAL;
+		}
+	}
+	return 0;
+}
+
+static int append_rule(struct psc_policy *policy, struct rule rule, const struct psc_term *terms, size_t count)
+{
+	int r = check_terms(terms, count);
+
+	if (r < 0)
+		return r;
+	if (policy->rule_count == policy->rule_room) {
+		size_t room = policy->rule_room ? policy->rule_room * 2 : 64;
+		void *bigger = realloc(policy->rules, room * sizeof(*policy->rules));
+
+		if (!bigger)
+			return -ENOMEM;
+		policy->rules = bigger;
+		policy->rule_room = room;
+	}
+	while (policy->term_count + count > policy->term_room) {
+		size_t room = policy->term_room ? policy->term_room * 2 : 64;
+		void *bigger = realloc(policy->terms, room * sizeof(*policy->terms));
+
+		if (!bigger)
+			return -ENOMEM;
+		policy->terms = bigger;
+		policy->term_room = room;
+	}
+	if (count)
+		memcpy(&policy->terms[policy->term_count], terms, count * sizeof(*terms));
+	rule.first = (uint32_t)policy->term_count;
+	rule.count = (uint32_t)count;
+	policy->term_count += count;
+	policy->rules[policy->rule_count++] = rule;
+	return 0;
+}
+
+int psc_policy_add(struct psc_policy *policy, uint32_t action, int syscall_id, const struct psc_term *terms,
+		   size_t count)
+{
+	if (!psc_syscall_name_of_id(syscall_id))
+		return -EINVAL;
+	return append_rule(policy, (struct rule){ .action = action, .id = syscall_id }, terms, count);
+}
+
+int psc_policy_add_number(struct psc_policy *policy, uint32_t action, enum psc_arch arch, uint32_t nr,
+			  const struct psc_term *terms, size_t count)
+{
+	if ((unsigned int)arch >= PSC_ARCH_COUNT)
+		return -EINVAL;
+	if (psc_arch_token(arch) == psc_arch_token(PSC_ARCH_X86_64) &&
+	    (nr > INT32_MAX || !(nr & PSC_X32_BIT) != (arch == PSC_ARCH_X86_64)))
+		return -EINVAL;
+	return append_rule(policy, (struct rule){ .action = action, .id = -1, .arch = arch, .nr = nr }, terms, count);
+}
+
+/* ---- conditions */
+
+static enum psc_word high_word(int arg)
+{
+	return WORD_ARG0_HIGH + 2 * arg;
+}
+
+/* lo <= word <= hi */
+static uint32_t word_range(struct dd *dd, enum psc_word word, uint32_t lo, uint32_t hi)
+{
+	size_t mark = psc_dd_mark(dd);
+
+	if (lo > 0)
+		psc_dd_push(dd, mark, 0, DD_FALSE);
+	psc_dd_push(dd, mark, lo, DD_TRUE);
+	if (hi < UINT32_MAX)
+		psc_dd_push(dd, mark, hi + 1, DD_FALSE);
+	return psc_dd_node(dd, mark, psc_var(word, RAW));
+}
+
+/* lo <= argument <= hi, unsigned */
+static uint32_t range(struct dd *dd, int arg, bool only_low, uint64_t lo, uint64_t hi)
+{
+	uint32_t top = (uint32_t)(lo >> 32), end = (uint32_t)(hi >> 32);
+	enum psc_word word = high_word(arg);
+	uint32_t first, last;
+	size_t mark;
+
+	if (only_low)
+		return word_range(dd, word + 1, (uint32_t)lo, (uint32_t)hi);
+	first = word_range(dd, word + 1, (uint32_t)lo, top == end ? (uint32_t)hi : UINT32_MAX);
+	last = top == end ? first : word_range(dd, word + 1, 0, (uint32_t)hi);
+	mark = psc_dd_mark(dd);
+	if (top > 0)
+		psc_dd_push(dd, mark, 0, DD_FALSE);
+	psc_dd_push(dd, mark, top, first);
+	if (end - top > 1)
+		psc_dd_push(dd, mark, top + 1, DD_TRUE);
+	if (end > top)
+		psc_dd_push(dd, mark, end, last);
+	if (end < UINT32_MAX)
+		psc_dd_push(dd, mark, end + 1, DD_FALSE);
+	return psc_dd_node(dd, mark, psc_var(word, RAW));
+}
+
+/* (word & mask) == value */
+static uint32_t word_masked(struct dd *dd, enum psc_word word, uint32_t mask, uint32_t value)
+{
+	size_t mark;
+
+	if (mask == 0)
+		return DD_TRUE;
+	if ((~mask & (~mask + 1)) == 0) /* a prefix of ones: an interval */
+		return word_range(dd, word, value, value | ~mask);
+	mark = psc_dd_mark(dd);
+	if (value > 0)
+		psc_dd_push(dd, mark, 0, DD_FALSE);
+	psc_dd_push(dd, mark, value, DD_TRUE);
+	if (value < mask)
+		psc_dd_push(dd, mark, value + 1, DD_FALSE);
+	return psc_dd_node(dd, mark, psc_var(word, mask));
+}
+
+static uint32_t masked(struct dd *dd, int arg, bool only_low, uint64_t mask, uint64_t value)
+{
+	enum psc_word word = high_word(arg);
+	uint32_t low = word_masked(dd, word + 1, (uint32_t)mask, (uint32_t)value);
+
+	if (only_low)
+		return low;
+	return psc_dd_ite(dd, word_masked(dd, word, (uint32_t)(mask >> 32), (uint32_t)(value >> 32)), low, DD_FALSE);
+}
+
+static uint32_t negate(struct dd *dd, uint32_t condition)
+{
+	return psc_dd_ite(dd, condition, DD_FALSE, DD_TRUE);
+}
+
+/* lo <= argument <= hi in the order of the term: with the sign bit flipped,
+ * signed order is unsigned order, and a range across 0 comes out as two. */
+static uint32_t ordered(struct dd *dd, const struct psc_term *term, bool only_low, uint64_t lo, uint64_t hi)
+{
+	uint64_t limit = only_low ? UINT32_MAX : UINT64_MAX, sign = limit / 2 + 1;
+
+	if (lo > hi)
+		return DD_FALSE;
+	if (!(term->flags & PSC_COMPARE_SIGNED))
+		return range(dd, term->arg, only_low, lo, hi);
+	if ((lo < sign) == (hi < sign))
+		return range(dd, term->arg, only_low, lo ^ sign, hi ^ sign);
+	return psc_dd_ite(dd, range(dd, term->arg, only_low, lo ^ sign, limit), DD_TRUE,
+			  range(dd, term->arg, only_low, 0, hi ^ sign));
+}
+
+static uint32_t compare(struct dd *dd, const struct psc_term *term, bool narrow)
+{
+	bool only_low = narrow || term->flags & PSC_COMPARE_32;
+	uint64_t limit = only_low ? UINT32_MAX : UINT64_MAX;
+	uint64_t sign = term->flags & PSC_COMPARE_SIGNED ? limit / 2 + 1 : 0;
+	uint64_t a = (term->a & limit) ^ sign, b = (term->b & limit) ^ sign;
+
+	switch (term->op) {
+	case PSC_OP_NE: return negate(dd, ordered(dd, term, only_low, a, a));
+	case PSC_OP_EQ: return ordered(dd, term, only_low, a, a);
+	case PSC_OP_GE: return ordered(dd, term, only_low, a, limit);
+	case PSC_OP_LT: return negate(dd, ordered(dd, term, only_low, a, limit));
+	case PSC_OP_LE: return ordered(dd, term, only_low, 0, a);
+	case PSC_OP_GT: return negate(dd, ordered(dd, term, only_low, 0, a));
+	case PSC_OP_RANGE: return ordered(dd, term, only_low, a, b);
+	default: return masked(dd, term->arg, only_low, term->a & limit, term->b & limit);
+	}
+}
+
+static uint32_t build_condition(struct dd *dd, const struct psc_term *terms, size_t count, bool narrow)
+{
+	uint32_t stack[PSC_MAX_TERMS], result = DD_TRUE;
+	size_t depth = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		switch (terms[i].kind) {
+		case PSC_TERM_COMPARE:
+			stack[depth++] = compare(dd, &terms[i], narrow);
+			break;
+		case PSC_TERM_NOT:
+			stack[depth - 1] = negate(dd, stack[depth - 1]);
+			break;
+		case PSC_TERM_AND:
+			depth--;
+			stack[depth - 1] = psc_dd_ite(dd, stack[depth - 1], stack[depth], DD_FALSE);
+			break;
+		case PSC_TERM_OR:
+			depth--;
+			stack[depth - 1] = psc_dd_ite(dd, stack[depth - 1], DD_TRUE, stack[depth]);
+			break;
+		}
+	}
+	while (depth > 0)
+		result = psc_dd_ite(dd, stack[--depth], result, DD_FALSE);
+	return result;
+}
+
+static uint32_t condition_of(struct psc_policy *policy, struct dd *dd, struct rule *rule, enum psc_arch arch)
+{
+	bool narrow = policy->low_words && !psc_arch_wide(arch);
+
+	if (rule->condition[narrow] == DD_NONE)
+		rule->condition[narrow] =
+			rule->count ? build_condition(dd, &policy->terms[rule->first], rule->count, narrow) : DD_TRUE;
+	return rule->condition[narrow];
+}
+
+/* ---- numbers */
+
+/* The order in which rules of one call are laid over each other. */
+static bool laid_before(const struct psc_policy *policy, const struct entry *a, const struct entry *b)
+{
+	int32_t x = (int32_t)(policy->rules[a->rule].action & SECCOMP_RET_ACTION_FULL);
+	int32_t y = (int32_t)(policy->rules[b->rule].action & SECCOMP_RET_ACTION_FULL);
+
+	if (a->nr != b->nr)
+		return a->nr < b->nr;
+	if (policy->priority == PSC_PRIORITY_FIRST)
+		return a->rule > b->rule;
+	return x != y ? x > y : a->rule < b->rule;
+}
+
+static void sort_entries(const struct psc_policy *policy, struct entry *entries, struct entry *spare, size_t count)
+{
+	size_t half = count / 2, i = 0, j = half, n = 0;
+
+	if (count < 2)
+		return;
+	sort_entries(policy, entries, spare, half);
+	sort_entries(policy, entries + half, spare, count - half);
+	memcpy(spare, entries, half * sizeof(*spare));
+	while (i < half && j < count)
+		entries[n++] = laid_before(policy, &entries[j], &spare[i]) ? entries[j++] : spare[i++];
+	memcpy(entries + n, spare + i, (half - i) * sizeof(*spare));
+}
+
+static size_t collect(const struct psc_policy *policy, enum psc_arch arch, struct entry *entries)
+{
+	size_t count = 0;
+
+	for (size_t i = 0; i < policy->rule_count; i++) {
+		const struct rule *rule = &policy->rules[i];
+		int nr = rule->id >= 0 ? psc_syscall_number(arch, rule->id) : 0;
+
+		if (rule->id < 0 && rule->arch == arch)
+			entries[count++] = (struct entry){ rule->nr, (uint32_t)i };
+		else if (rule->id >= 0 && nr >= 0)
+			entries[count++] = (struct entry){ (uint32_t)nr, (uint32_t)i };
+	}
+	return count;
+}
+
+/* What rules of one call come to: where any of them matches, and what is done
+ * there (the default elsewhere). */
+struct layers {
+	uint32_t matches;
+	uint32_t node;
+};
+
+/* Lay entries over each other, the last on top. By halves: a thousand rules for
+ * one call then cost n log n, and not n * n, edges. */
+static struct layers lay(struct psc_policy *policy, struct dd *dd, enum psc_arch arch, const struct entry *entries,
+			 size_t count, uint32_t fallback)
+{
+	struct layers below, above;
+
+	if (count == 1) {
+		struct rule *rule = &policy->rules[entries->rule];
+
+		below.matches = condition_of(policy, dd, rule, arch);
+		below.node = psc_dd_ite(dd, below.matches, psc_dd_leaf(dd, rule->action), fallback);
+		return below;
+	}
+	below = lay(policy, dd, arch, entries, count / 2, fallback);
+	above = lay(policy, dd, arch, entries + count / 2, count - count / 2, fallback);
+	return (struct layers){ psc_dd_ite(dd, above.matches, DD_TRUE, below.matches),
+				psc_dd_ite(dd, above.matches, above.node, below.node) };
+}
+
+/* Push the edges of one ABI's numbers, from first on. */
+static int push_numbers(struct psc_policy *policy, struct dd *dd, size_t mark, enum psc_arch arch, uint32_t first)
+{
+	uint32_t fallback = psc_dd_leaf(dd, policy->default_action);
+	size_t count, i = 0;
+	_cleanup_free_ struct entry *entries = malloc((policy->rule_count + 1) * 2 * sizeof(*entries));
+
+	if (!entries)
+		return -ENOMEM;
+	count = collect(policy, arch, entries);
+	sort_entries(policy, entries, entries + count, count);
+	psc_dd_push(dd, mark, first, fallback);
+	while (i < count) {
+		uint32_t nr = entries[i].nr;
+		size_t from = i;
+
+		while (i < count && entries[i].nr == nr)
+			i++;
+		psc_dd_push(dd, mark, nr, lay(policy, dd, arch, &entries[from], i - from, fallback).node);
+		if (nr < UINT32_MAX && (i == count || entries[i].nr != nr + 1))
+			psc_dd_push(dd, mark, nr + 1, fallback);
+	}
+	return dd->error;
+}
+
+/* x86_64 and x32 share a token. Number -1 is what a tracer writes to skip a
+ * call: it never is a call of x32, so it gets the default action. */
+static int push_x86_64(struct psc_policy *policy, struct dd *dd, size_t mark)
+{
+	uint32_t bad = psc_dd_leaf(dd, policy->bad_arch);
+	int r = 0;
+
+	if (policy->archs[PSC_ARCH_X86_64])
+		r = push_numbers(policy, dd, mark, PSC_ARCH_X86_64, 0);
+	else
+		psc_dd_push(dd, mark, 0, bad);
+	if (r < 0)
+		return r;
+	if (policy->archs[PSC_ARCH_X32])
+		return push_numbers(policy, dd, mark, PSC_ARCH_X32, PSC_X32_BIT);
+	psc_dd_push(dd, mark, PSC_X32_BIT, bad);
+	psc_dd_push(dd, mark, UINT32_MAX, psc_dd_leaf(dd, policy->default_action));
+	return dd->error;
+}
+
+static uint32_t token_node(struct psc_policy *policy, struct dd *dd, enum psc_arch arch)
+{
+	size_t mark = psc_dd_mark(dd);
+	int r;
+
+	if (psc_arch_token(arch) == psc_arch_token(PSC_ARCH_X86_64))
+		r = push_x86_64(policy, dd, mark);
+	else
+		r = push_numbers(policy, dd, mark, arch, 0);
+	if (r < 0 && !dd->error)
+		dd->error = r;
+	return psc_dd_node(dd, mark, psc_var(WORD_NR, RAW));
+}
+
+static uint32_t build(struct psc_policy *policy, struct dd *dd)
+{
+	uint32_t bad = psc_dd_leaf(dd, policy->bad_arch), root = bad;
+
+	for (size_t i = 0; i < policy->rule_count; i++)
+		policy->rules[i].condition[0] = policy->rules[i].condition[1] = DD_NONE;
+	for (int arch = 0; arch < PSC_ARCH_COUNT; arch++) {
+		uint32_t token = psc_arch_token(arch);
+
+		if (!policy->archs[arch] || (arch == PSC_ARCH_X32 && policy->archs[PSC_ARCH_X86_64]))
+			continue;
+		root = psc_dd_ite(dd, word_range(dd, WORD_ARCH, token, token), token_node(policy, dd, arch), root);
+	}
+	return root;
+}
+
+int psc_policy_compile(struct psc_policy *policy, const struct psc_compile_options *options,
+		       struct sock_filter **ret_insns, size_t *ret_len)
+{
+	const struct psc_compile_options plain = { .optimize = PSC_OPTIMIZE_SIZE };
+	bool big_endian = false;
+	struct tests tests;
+	struct dd dd;
+	uint32_t root;
+	int r;
+
+	for (int i = 0; i < PSC_ARCH_COUNT; i++)
+		big_endian |= policy->archs[i] && psc_arch_big_endian(i);
+	r = psc_dd_init(&dd);
+	if (r < 0)
+		return r;
+	r = psc_tests_init(&tests);
+	if (r < 0) {
+		psc_dd_done(&dd);
+		return r;
+	}
+	root = build(policy, &dd);
+	r = root == DD_NONE ? dd.error : psc_optimize(&dd, root, options ? options : &plain, &tests, &root);
+	if (r == -E2BIG)
+		*ret_len = 0;
+	if (r >= 0)
+		r = psc_emit(&tests, root, big_endian, ret_insns, ret_len);
+	psc_tests_done(&tests);
+	psc_dd_done(&dd);
+	return r;
+}

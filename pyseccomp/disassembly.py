@@ -1,0 +1,115 @@
+"""Programs as text."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from pyseccomp import _core, syscalls
+from pyseccomp.actions import Action
+from pyseccomp.syscalls import Arch
+
+_LD, _LDX, _ST, _STX, _ALU, _JMP, _RET, _MISC = range(8)
+_ALU_OPS: Final = {0x00: "add", 0x10: "sub", 0x20: "mul", 0x30: "div", 0x40: "or", 0x50: "and", 0x60: "lsh", 0x70: "rsh", 0xA0: "xor"}
+_JUMPS: Final = {0x10: "jeq", 0x20: "jgt", 0x30: "jge", 0x40: "jset"}
+_TOKENS: Final = {arch.token: arch for arch in reversed(Arch)}
+
+
+def _field(offset: int) -> str:
+    """Name the word of struct seccomp_data at offset."""
+    if offset == 0:
+        return "nr"
+    if offset == 4:
+        return "arch"
+    half = "" if offset % 8 == 0 else " + 4"
+    return f"ip{half}" if offset < 16 else f"args[{(offset - 16) // 8}]{half}"
+
+
+class _Names:
+    """What the accumulator holds at each instruction, as far as one pass can tell: it gives constants their names."""
+
+    def __init__(self, count: int) -> None:
+        self.at: list[tuple[str, int | None] | None] = [None] * (count + 1)
+
+    def flow(self, index: int, held: tuple[str, int | None]) -> None:
+        before = self.at[index]
+        if before is None or before == held:
+            self.at[index] = held
+        else:
+            self.at[index] = (held[0] if before[0] == held[0] else "?", held[1] if before[1] == held[1] else None)
+
+    @staticmethod
+    def of(held: tuple[str, int | None] | None, k: int) -> str:
+        if held is None:
+            return ""
+        word, token = held
+        if word == "arch" and k in _TOKENS:
+            return _TOKENS[k].value
+        if word == "nr" and token in _TOKENS:
+            index = _core.arch_of(token, k)
+            return syscalls.name(k, list(Arch)[index]) or ""
+        return ""
+
+
+def _operand(code: int, k: int) -> str:
+    return "x" if code & 0x08 else f"{k:#x}"
+
+
+def _plain(code: int, k: int) -> str:
+    """An instruction that is no jump."""
+    group = code & 0x07
+    if group in (_LD, _LDX):
+        register = "ld " if group == _LD else "ldx"
+        mode = code & 0xE0
+        source = {0x00: f"#{k:#x}", 0x20: f"[{_field(k)}]", 0x60: f"M[{k}]", 0x80: "#len"}[mode]
+        return f"{register}  {source}"
+    if group in (_ST, _STX):
+        return f"{'st ' if group == _ST else 'stx'}  M[{k}]"
+    if group == _ALU:
+        return "neg" if code & 0xF0 == 0x80 else f"{_ALU_OPS[code & 0xF0]}  {_operand(code, k)}"
+    if group == _RET:
+        return "ret  a" if code & 0x18 == 0x10 else f"ret  {Action(k)}"
+    return "tax" if code & 0xF8 == 0 else "txa"
+
+
+def disassemble(program: bytes) -> str:
+    """Return a checked program as aligned text with labels."""
+    insns = list(struct.iter_unpack("=HBBI", program))
+    names = _Names(len(insns))
+    names.flow(0, ("?", None))
+    targets: set[int] = set()
+    lines: list[tuple[str, str]] = []
+    for at, (code, jt, jf, k) in enumerate(insns):
+        held = names.at[at] or ("?", None)
+        group = code & 0x07
+        comment = ""
+        if group == _JMP and code & 0xF0 == 0:
+            target = at + 1 + k
+            targets.add(target)
+            names.flow(target, held)
+            text = f"ja   L{target}"
+        elif group == _JMP:
+            yes, no = at + 1 + jt, at + 1 + jf
+            comment = names.of(held, k) if code & 0xF8 == 0x10 else ""
+            is_token = held[0] == "arch" and code & 0xF0 == 0x10 and not code & 0x08
+            names.flow(yes, (held[0], k) if is_token else held)
+            names.flow(no, held)
+            targets |= {yes, no} - {at + 1}
+            text = f"{_JUMPS[code & 0xF0]:<4} {_operand(code, k)}, "
+            text += f"L{yes}" if no == at + 1 else f"L{yes}, L{no}" if yes != at + 1 else f"+, L{no}"
+        else:
+            text = _plain(code, k)
+            if group == _LD and code & 0xE0 == 0x20:
+                held = (_field(k), held[1])
+            elif group in (_LD, _ALU, _MISC) and not (group == _MISC and code & 0xF8 == 0):
+                if not (code == 0x54 and k == (~syscalls.X32_BIT & 0xFFFFFFFF)):
+                    held = ("?", held[1])
+            if group != _RET:
+                names.flow(at + 1, held)
+        lines.append((text, comment))
+    width = max(len(text) for text, _ in lines)
+    out = []
+    for at, (text, comment) in enumerate(lines):
+        label = f"L{at}:" if at in targets else ""
+        out.append(f"{label:>6} {at:4}  {text:<{width}}{'  ; ' + comment if comment else ''}".rstrip())
+    return "\n".join(out) + "\n"

@@ -1,0 +1,199 @@
+"""Policies: rules about system calls, compiled into programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from pyseccomp import _core, syscalls
+from pyseccomp.actions import ALLOW, KILL_PROCESS, Action, Condition, Term
+from pyseccomp.errors import PolicyError, UnknownSyscallError
+from pyseccomp.program import Program
+from pyseccomp.syscalls import Arch, ArchLike
+
+Optimize = Literal["size", "depth", "profile"]
+Priority = Literal["restrictive", "first"]
+Profile = Mapping[str | int, float] | Mapping[tuple[ArchLike, str | int], float]
+
+_OPTIMIZE: Final = {"size": 0, "depth": 1, "profile": 2}
+_PRIORITY: Final = {"restrictive": 0, "first": 1}
+_ACTION_WORDS: Final = frozenset((0x80000000, 0, 0x30000, 0x50000, 0x7FC00000, 0x7FF00000, 0x7FFC0000, 0x7FFF0000))
+
+
+def _is_action(word: int) -> bool:
+    """Only ERRNO, TRACE and TRAP carry data; with other words it would be a mistake."""
+    base = word & ~0xFFFF
+    return base in _ACTION_WORDS and (word == base or base in (0x30000, 0x50000, 0x7FF00000))
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule: the action for a call whose arguments fulfil all conditions. arch is set for rules given by number."""
+
+    action: Action
+    syscall: str | int
+    conditions: tuple[Condition, ...] = ()
+    arch: Arch | None = None
+
+
+def _checked(action: int, role: str) -> Action:
+    if isinstance(action, bool) or not isinstance(action, int) or not _is_action(action):
+        raise PolicyError(f"{role} {action!r} is not an action (ALLOW, LOG, ERRNO(n), TRAP, NOTIFY, TRACE(n), KILL_PROCESS, ...)")
+    return action if isinstance(action, Action) else Action(action)
+
+
+class Policy:
+    """Rules about system calls, and an action for all others.
+
+    ``arches`` are the architectures that the policy speaks about (None: the native one; on x86_64 that excludes i386
+    and x32); calls of any other get ``bad_arch``. Number -1, with which a tracer skips a call, gets the default.
+
+    Several rules for one call: each is tried. ``priority="restrictive"`` answers as the kernel would if every rule were a
+    filter of its own, installed in this order: the strictest action of those that match (KILL_PROCESS, KILL_THREAD,
+    TRAP, ERRNO, NOTIFY, TRACE, LOG, ALLOW), the later rule among equal actions with different data. With
+    ``priority="first"`` the first rule that matches decides. When none matches the default does.
+
+    ``low_words`` compares only 32 bits of every argument on 32-bit ABIs (x32 among them), as libseccomp does.
+
+    Raises:
+        PolicyError: an action, architecture or priority that does not exist, an architecture twice, mixed byte orders.
+    """
+
+    def __init__(
+        self,
+        default: int = ALLOW,
+        arches: Iterable[ArchLike] | ArchLike = None,
+        *,
+        bad_arch: int = KILL_PROCESS,
+        priority: Priority = "restrictive",
+        low_words: bool = False,
+    ) -> None:
+        self.default = _checked(default, "the default")
+        self.bad_arch = _checked(bad_arch, "the action for other architectures")
+        if priority not in _PRIORITY:
+            raise PolicyError(f"priority={priority!r}: must be 'restrictive' or 'first'")
+        self.priority: Priority = priority
+        self.low_words = low_words
+        self.arches = _arches(arches)
+        self.ignored: tuple[str, ...] = ()
+        self.oci: dict[str, Any] = {}
+        self._rules: list[Rule] = []
+        self._core_rules: list[tuple[int, int, int, tuple[Term, ...]]] = []
+        self._known = syscalls.indexes_of(self.arches)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules in the order they were added."""
+        return tuple(self._rules)
+
+    def __repr__(self) -> str:
+        arches = ", ".join(a.value for a in self.arches)
+        return f"<Policy: {len(self._rules)} rules, default {self.default!r}, for {arches}>"
+
+    def add(self, action: int, syscall: str | int, *conditions: Condition, arch: ArchLike = None) -> None:
+        """Add a rule; all its conditions must hold.
+
+        A name applies to every architecture of the policy that has the call. A number applies to ``arch``, which may be
+        left out when the policy has one architecture.
+
+        Raises:
+            UnknownSyscallError: no architecture of the policy has such a call; ``suggestions`` holds the nearest names.
+            PolicyError: no such action, a number without its architecture, something that is not a condition.
+        """
+        action = _checked(action, "the rule's action")
+        terms: tuple[Term, ...] = ()
+        for condition in conditions:
+            if not isinstance(condition, Condition):
+                raise PolicyError(f"{syscall}: {condition!r} is not a condition; write Arg(index, op, value)")
+            terms += condition.terms
+        if isinstance(syscall, str) and arch is None:
+            index = syscalls.syscall_index(syscall)
+            if index not in self._known:
+                where = ", ".join(a.value for a in self.arches)
+                raise UnknownSyscallError(f"{syscall!r} is no system call of {where} (other architectures have it)")
+            rule, core = Rule(action, syscall, conditions), (int(action), index, -1, terms)
+        else:
+            place, number = self._by_number(syscall, arch)
+            rule, core = Rule(action, syscall, conditions, place), (int(action), number, place.index, terms)
+        self._rules.append(rule)
+        self._core_rules.append(core)
+
+    def _by_number(self, syscall: str | int, arch: ArchLike) -> tuple[Arch, int]:
+        if arch is None and len(self.arches) != 1:
+            raise PolicyError(f"system call {syscall}: a number means different calls on {len(self.arches)} architectures: add arch=")
+        place = self.arches[0] if arch is None else Arch.of(arch)
+        if place not in self.arches:
+            raise PolicyError(f"{place.value} is not an architecture of this policy")
+        if isinstance(syscall, str):
+            return place, syscalls.resolve(syscall, place)
+        limit = 1 << 32 if place not in (Arch.X86_64, Arch.X32) else syscalls.X32_BIT
+        number = syscall & ~syscalls.X32_BIT if place is Arch.X32 else syscall
+        if isinstance(syscall, bool) or not isinstance(syscall, int) or not 0 <= number < limit:
+            raise UnknownSyscallError(f"{syscall!r} is not a system call number of {place.value}")
+        return place, number | (syscalls.X32_BIT if place is Arch.X32 else 0)
+
+    def compile(self, profile: Profile | None = None, *, optimize: Optimize | None = None) -> Program:
+        """Compile into a program.
+
+        ``optimize`` is ``"size"`` (the default: fewest instructions), ``"depth"`` (fewest executed, averaged over all
+        numbers) or ``"profile"`` (the default with a profile: fewest executed, weighted by how often each call is made).
+        A profile maps names or numbers, or (arch, name or number), to counts.
+
+        Raises:
+            PolicyError: the program would be longer than the kernel's 4096 instructions.
+        """
+        mode = optimize or ("size" if profile is None else "profile")
+        if mode not in _OPTIMIZE:
+            raise PolicyError(f"optimize={mode!r}: must be 'size', 'depth' or 'profile'")
+        if mode == "profile" and not profile:
+            raise PolicyError("optimize='profile' needs a profile with at least one call")
+        return Program(
+            _core.compile_policy(
+                self.default, self.bad_arch, _PRIORITY[self.priority], self.low_words, [a.index for a in self.arches],
+                self._core_rules, _OPTIMIZE[mode], self._weights(profile or {}),
+            )
+        )  # fmt: skip
+
+    def _weights(self, profile: Profile) -> list[tuple[int, int, float]]:
+        weights: dict[tuple[int, int], float] = {}
+        for key, weight in profile.items():
+            arch, call = key if isinstance(key, tuple) else (self.arches[0], key)
+            place = Arch.of(arch)
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+                raise PolicyError(f"profile: {key!r}: {weight!r} is not a count")
+            nr = syscalls.resolve(call, place) if isinstance(call, str) else call
+            if not 0 <= nr < 1 << 32:
+                raise UnknownSyscallError(f"profile: {nr} is not a system call number")
+            weights[place.token, nr] = weights.get((place.token, nr), 0.0) + weight
+        return [(token, nr, weight) for (token, nr), weight in sorted(weights.items())]
+
+    @classmethod
+    def from_oci(
+        cls, source: str | os.PathLike[str] | Mapping[str, Any], caps: Iterable[str] = (), arch: ArchLike = None, **options: Any
+    ) -> Policy:
+        """Read an OCI seccomp profile, or the one in a container's config.json; see :func:`pyseccomp.oci.load`."""
+        from pyseccomp import oci
+
+        return oci.load(source, caps=caps, arch=arch, **options)
+
+    def to_oci(self) -> dict[str, Any]:
+        """Return the policy as an OCI seccomp profile; see :func:`pyseccomp.oci.dump`."""
+        from pyseccomp import oci
+
+        return oci.dump(self)
+
+
+def _arches(arches: Iterable[ArchLike] | ArchLike) -> tuple[Arch, ...]:
+    if arches is None or isinstance(arches, (Arch, str, int)):
+        return (Arch.of(arches),)
+    found = tuple(Arch.of(arch) for arch in arches)
+    for at, arch in enumerate(found):
+        if arch in found[:at]:
+            raise PolicyError(f"architecture {arch.value} is given twice")
+        if arch.big_endian != found[0].big_endian:
+            raise PolicyError(f"{found[0].value} and {arch.value} differ in byte order: one program cannot serve both")
+    if not found:
+        raise PolicyError("a policy needs at least one architecture")
+    return found

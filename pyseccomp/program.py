@@ -1,0 +1,113 @@
+"""Programs: classic BPF that the kernel would load, as immutable values."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyseccomp import _core, syscalls
+from pyseccomp.actions import Action
+from pyseccomp.disassembly import disassemble
+from pyseccomp.errors import PolicyError, UnknownSyscallError
+from pyseccomp.syscalls import Arch, ArchLike
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a program answers to one call: the action with its data, and how many instructions that took."""
+
+    action: Action
+    data: int
+    executed: int
+
+
+@functools.total_ordering
+class Program:
+    """A seccomp program: checked when made, immutable, hashable, picklable; two are equal if their bytes are.
+
+    ``Program(data)`` is :meth:`from_bytes`.
+
+    Raises:
+        ProgramError: the kernel would refuse it; the message has the instruction and the reason.
+    """
+
+    __slots__ = ("_bytes", "_digest")
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self._bytes = bytes(data)
+        self._digest: bytes | None = None
+        _core.check_program(self._bytes)
+
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray | memoryview) -> Program:
+        """Make a program of ``struct sock_filter[]`` in this machine's byte order.
+
+        Raises:
+            ProgramError: the kernel would refuse it; the message has the instruction and the reason.
+        """
+        return cls(data)
+
+    def __len__(self) -> int:
+        return len(self._bytes) // 8
+
+    def __bytes__(self) -> bytes:
+        return self._bytes
+
+    def __eq__(self, other: object) -> bool:
+        return self._bytes == other._bytes if isinstance(other, Program) else NotImplemented
+
+    def __lt__(self, other: object) -> bool:
+        return self._bytes < other._bytes if isinstance(other, Program) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._bytes)
+
+    def __reduce__(self) -> tuple[type[Program], tuple[bytes]]:
+        return Program, (self._bytes,)
+
+    def __repr__(self) -> str:
+        return f"<Program of {len(self)} instructions, {self.digest.hex()[:12]}>"
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of its bytes."""
+        if self._digest is None:
+            self._digest = _core.digest(self._bytes)
+        return self._digest
+
+    @property
+    def notifies(self) -> bool:
+        """True if it can answer NOTIFY, so that loading it gives a listener something to do."""
+        return _core.program_notifies(self._bytes)
+
+    def disassemble(self) -> str:
+        """Return the program as text, a line an instruction, with labels and the names of calls, ABIs and actions."""
+        return disassemble(self._bytes)
+
+    def simulate(
+        self, syscall: str | int, args: Sequence[int] = (), arch: ArchLike = None, ip: int = 0
+    ) -> Decision:
+        """Answer one call as the kernel would.
+
+        syscall is a name or the number as the kernel would show it (x32's with bit 30 set); missing args are 0, negative
+        ones stand for their two's complement in 64 bits.
+
+        Raises:
+            UnknownSyscallError: the architecture has no call of that name.
+            PolicyError: more than six arguments, or a number that does not fit.
+        """
+        where = Arch.of(arch)
+        nr = syscalls.resolve(syscall, where) if isinstance(syscall, str) else syscall
+        if not -1 << 31 <= nr < 1 << 32:
+            raise UnknownSyscallError(f"system call number {nr} does not fit 32 bits")
+        if len(args) > 6:
+            raise PolicyError(f"a system call has six arguments, {len(args)} were given")
+        for value in (*args, ip):
+            if not -1 << 63 <= value < 1 << 64:
+                raise PolicyError(f"argument {value} does not fit 64 bits")
+        signed = nr - (1 << 32) if nr >= 1 << 31 else nr
+        words = [value % (1 << 64) for value in args]
+        word, executed = _core.run_program(self._bytes, signed, where.token, ip % (1 << 64), words)
+        action = Action(word)
+        return Decision(action, action.data, executed)

@@ -1,0 +1,168 @@
+"""Names and numbers of system calls, for every architecture, from the kernel's headers."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import functools
+from typing import Final
+
+from pyseccomp import _core
+from pyseccomp.errors import PolicyError, UnknownSyscallError, UnsupportedError
+
+KERNEL, HEADERS = _core.syscall_kernel()
+"""The kernel whose calls the tables hold, and the releases of the headers that they were generated from."""
+
+_TABLE: Final = _core.arch_table()
+_INDEXES: Final = {row[0]: index for index, row in enumerate(_TABLE)}
+_NAMES: Final = _core.syscall_names()
+_IDS: Final = {name: index for index, name in enumerate(_NAMES)}
+_ALIASES: Final = {
+    "amd64": "x86_64",
+    "i386": "x86",
+    "i686": "x86",
+    "386": "x86",
+    "arm64": "aarch64",
+    "armv7l": "arm",
+    "loong64": "loongarch64",
+    "mips64el": "mipsel64",
+    "hppa": "parisc",
+}
+X32_BIT: Final = 0x40000000
+
+
+class Arch(enum.Enum):
+    """An architecture, or rather a system call ABI: x32 is one of its own."""
+
+    X86_64 = "x86_64"
+    X86 = "x86"
+    X32 = "x32"
+    ARM = "arm"
+    AARCH64 = "aarch64"
+    LOONGARCH64 = "loongarch64"
+    M68K = "m68k"
+    MIPS = "mips"
+    MIPSEL = "mipsel"
+    MIPS64 = "mips64"
+    MIPSEL64 = "mipsel64"
+    MIPS64N32 = "mips64n32"
+    MIPSEL64N32 = "mipsel64n32"
+    PARISC = "parisc"
+    PARISC64 = "parisc64"
+    PPC = "ppc"
+    PPC64 = "ppc64"
+    PPC64LE = "ppc64le"
+    RISCV64 = "riscv64"
+    S390 = "s390"
+    S390X = "s390x"
+    SH = "sh"
+    SHEB = "sheb"
+
+    @property
+    def index(self) -> int:
+        """Its place in the C tables."""
+        return _INDEXES[self._value_]
+
+    @property
+    def token(self) -> int:
+        """The kernel's AUDIT_ARCH token; x32 has that of x86_64."""
+        return _TABLE[_INDEXES[self._value_]][1]
+
+    @property
+    def big_endian(self) -> bool:
+        """Its byte order."""
+        return _TABLE[_INDEXES[self._value_]][2]
+
+    @property
+    def wide(self) -> bool:
+        """True if its calls take 64-bit arguments in one register each (false for x32, as libseccomp counts it)."""
+        return _TABLE[_INDEXES[self._value_]][3]
+
+    @classmethod
+    def native(cls) -> Arch:
+        """Return the ABI of this interpreter.
+
+        Raises:
+            UnsupportedError: there is no table for it.
+        """
+        index = _core.native_arch()
+        if index < 0:
+            raise UnsupportedError(-index, "pyseccomp has no system call table for this machine's architecture")
+        return cls(_TABLE[index][0])
+
+    @classmethod
+    def of(cls, arch: ArchLike) -> Arch:
+        """Return the ABI meant by an Arch, a name (its own, libseccomp's, Debian's, Go's), an AUDIT_ARCH token or None.
+
+        Raises:
+            PolicyError: nothing of that name or token; the nearest names are told.
+        """
+        if isinstance(arch, Arch):
+            return arch
+        if arch is None:
+            return cls.native()
+        if isinstance(arch, int):
+            index = _core.arch_of(arch, 0)
+            if index < 0:
+                raise PolicyError(f"architecture {arch:#x}: no such AUDIT_ARCH token")
+            return cls(_TABLE[index][0])
+        name = arch.removeprefix("SCMP_ARCH_").lower()
+        name = _ALIASES.get(name, name)
+        try:
+            return cls(name)
+        except ValueError:
+            near = difflib.get_close_matches(name, [*(a.value for a in cls), *_ALIASES], 3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise PolicyError(f"architecture {arch!r} is not known{hint}") from None
+
+
+ArchLike = Arch | str | int | None
+
+
+def syscall_index(name: str) -> int:
+    """Return the index that a name has in all tables.
+
+    Raises:
+        UnknownSyscallError: no architecture has such a call; the nearest names are told.
+    """
+    try:
+        return _IDS[name]
+    except KeyError:
+        pass
+    near = tuple(difflib.get_close_matches(str(name), _NAMES, 3, 0.7))
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UnknownSyscallError(f"no system call is called {name!r} (in Linux {KERNEL}){hint}", suggestions=near)
+
+
+@functools.lru_cache(256)
+def indexes_of(arches: tuple[Arch, ...]) -> frozenset[int]:
+    """Return the indexes of the calls that at least one of the architectures has."""
+    numbers = _core.syscall_number
+    return frozenset(i for i in range(len(_NAMES)) if any(numbers(a.index, i) >= 0 for a in arches))
+
+
+def resolve(name: str, arch: ArchLike = None) -> int:
+    """Return the number of a call on an architecture (the native one unless told); x32's have their bit 30 set.
+
+    Raises:
+        UnknownSyscallError: no such call, or not there.
+    """
+    where = Arch.of(arch)
+    number = _core.syscall_number(where.index, syscall_index(name))
+    if number < 0:
+        raise UnknownSyscallError(f"{where.value} has no system call {name!r}")
+    return number
+
+
+def name(nr: int, arch: ArchLike = None) -> str | None:
+    """Return the name of a number on an architecture, or None where the tables have none."""
+    if not 0 <= nr < 1 << 32:
+        return None
+    index = _core.syscall_by_number(Arch.of(arch).index, nr)
+    return None if index < 0 else _NAMES[index]
+
+
+def names(arch: ArchLike = None) -> list[str]:
+    """Return the names of all calls of an architecture, in alphabetical order."""
+    where = Arch.of(arch)
+    return [_NAMES[i] for i in sorted(indexes_of((where,)))]
