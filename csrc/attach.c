@@ -25,8 +25,11 @@
 #define _GNU_SOURCE
 #include "tracee.h"
 
+#include <elf.h>
 #include <fcntl.h>
 #include <linux/ptrace.h>
+
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -44,6 +47,7 @@
 #define STACK_SIZE (256 * 1024)
 #define PAGE 4096
 #define PTRACE_OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
+#define MAX_TRIES 100
 #define MAX_SUSPENDED 64 /* earlier filters that are looked into */
 
 /* What a program answers to the calls that follow the commit. */
@@ -210,28 +214,42 @@ static int check_listener(struct commit *commit)
 	return refuse(commit->job, PSC_REFUSED_LISTENER_STUCK, -EDEADLK);
 }
 
+/* Another program has been executed: another memory. */
+static int reopen_memory(struct job *job, pid_t tid)
+{
+	char path[32];
+	long mem;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", tid);
+	mem = psc_sys(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC);
+	if (mem < 0)
+		return (int)mem;
+	psc_sys(SYS_dup3, mem, job->visit.mem, O_CLOEXEC);
+	psc_sys(SYS_close, mem);
+	return 0;
+}
+
+static size_t room_wanted(const struct job *job)
+{
+	return PSC_SITE_SIZE + (job->image_size <= PAGE ? job->image_size : 0);
+}
+
+/* The cave that was found before the stop, if it holds; else another. */
 static int find_room(struct commit *commit)
 {
 	struct job *job = commit->job;
+	pid_t tid = commit->tracee->tid;
 	uint64_t limit = commit->abi->wide ? UINT64_MAX : UINT32_MAX;
 	int r;
 
-	if (!job->visit.execed && job->cave.address + job->cave.size <= limit &&
-	    psc_cave_check(job->visit.tgid, job->visit.mem, &job->cave) == 0)
+	if (!job->visit.execed && job->cave.size >= PSC_SITE_SIZE && job->cave.address + job->cave.size <= limit &&
+	    psc_cave_check(tid, job->visit.mem, &job->cave) == 0)
 		return 0;
-	if (job->visit.execed) { /* another program, another memory */
-		char path[32];
-		long mem;
-
-		snprintf(path, sizeof(path), "/proc/%d/mem", job->visit.tgid);
-		mem = psc_sys(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC);
-		if (mem < 0)
-			return refuse(job, PSC_REFUSED_PERMISSION, (int)mem);
-		psc_sys(SYS_dup3, mem, job->visit.mem, O_CLOEXEC);
-		psc_sys(SYS_close, mem);
-		job->visit.execed = false;
-	}
-	r = psc_cave_find(job->visit.tgid, job->visit.mem, PSC_SITE_SIZE + job->image_size, limit, &job->cave);
+	r = reopen_memory(job, tid);
+	if (r < 0)
+		return refuse(job, PSC_REFUSED_PERMISSION, r);
+	job->visit.execed = false;
+	r = psc_cave_find(tid, job->visit.mem, room_wanted(job), limit, &job->cave);
 	if (r == -ENOSPC && job->cave.size >= PSC_SITE_SIZE)
 		r = 0;
 	return r < 0 ? refuse(job, PSC_REFUSED_NO_ROOM, r) : 0;
@@ -427,6 +445,8 @@ static int apply(struct job *job, struct psc_tracee *tracee, uint32_t flags, int
 		r = check_listener(&commit);
 	if (r == 0)
 		r = find_room(&commit);
+	if (r == 0)
+		r = psc_tracee_block_signals(tracee);
 	if (r < 0)
 		return r;
 	r = load_and_fetch(&commit, flags, ret_listener);
@@ -537,27 +557,61 @@ static int stop_failed(struct job *job, int error)
 
 static void inject(struct job *job)
 {
-	uint64_t start = psc_now_ns();
 	int r;
 
-	job->visit.deadline = start + job->options->timeout_ns;
 	r = psc_visit_stop(&job->visit);
 	if (r < 0)
 		r = stop_failed(job, r);
 	else
 		r = apply_to_all(job);
 	psc_visit_release(&job->visit);
-	job->result->stop_ns = psc_now_ns() - start;
+	job->result->stop_ns = job->visit.since ? psc_now_ns() - job->visit.since : 0;
 	job->outcome = r;
 }
 
 /* ------------------------------------------------------------ the injector */
+
+/* The processor that a thread ran on last: field 39 of proc(5)'s stat. */
+static int last_cpu(pid_t tid)
+{
+	char text[1024], path[32], *pos;
+	long fd, n;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", tid);
+	fd = psc_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return (int)fd;
+	n = psc_sys(SYS_read, fd, text, sizeof(text) - 1);
+	psc_sys(SYS_close, fd);
+	text[n > 0 ? n : 0] = '\0';
+	pos = strrchr(text, ')');
+	for (int field = 2; pos && field < 39; field++)
+		pos = strchr(pos + 1, ' ');
+	return pos ? (int)strtol(pos, NULL, 10) : -EBADMSG;
+}
+
+/* A stop and the wake-up of who waits for it take turns: on one processor that
+ * is a switch, on two it is an interrupt to an idle one, which costs a virtual
+ * machine 2 to 3 times as much of the target's time. */
+static void go_to(pid_t tid)
+{
+	cpu_set_t set;
+	int cpu = last_cpu(tid);
+
+	if (cpu < 0 || cpu >= CPU_SETSIZE)
+		return;
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	psc_sys(SYS_sched_setaffinity, 0, sizeof(set), &set);
+}
 
 static int injector(void *arg)
 {
 	struct job *job = arg;
 
 	psc_sys(SYS_setsid);
+	if (job->before.n_threads == 1)
+		go_to(job->visit.tgid);
 	inject(job);
 	return 0;
 }
@@ -621,7 +675,6 @@ static int run_injector(struct job *job)
 
 static int look(struct job *job)
 {
-	const struct psc_task_state *task;
 	int r = psc_query_process(0, job->options->pidfd, &job->before);
 
 	if (r < 0)
@@ -633,7 +686,8 @@ static int look(struct job *job)
 	if (!job->before.alive)
 		return refuse(job, PSC_REFUSED_GONE, -ESRCH);
 	for (size_t i = 0; i < job->before.n_threads; i++) {
-		task = &job->before.threads[i];
+		const struct psc_task_state *task = &job->before.threads[i];
+
 		job->result->tid = task->tid;
 		if (task->tracer) {
 			job->result->other_tracer = task->tracer;
@@ -646,6 +700,14 @@ static int look(struct job *job)
 	return 0;
 }
 
+static pid_t live_thread(const struct job *job)
+{
+	for (size_t i = 0; i < job->before.n_threads; i++)
+		if (psc_task_alive(&job->before.threads[i]))
+			return job->before.threads[i].tid;
+	return job->visit.tgid;
+}
+
 /* Open what the injector needs, and find out now whether we may. */
 static int try_rights(struct job *job)
 {
@@ -656,10 +718,11 @@ static int try_rights(struct job *job)
 	job->visit.tasks = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (job->visit.tasks < 0)
 		return refuse(job, PSC_REFUSED_GONE, -ESRCH);
-	snprintf(path, sizeof(path), "/proc/%d/mem", job->visit.tgid);
+	snprintf(path, sizeof(path), "/proc/%d/mem", live_thread(job));
 	job->visit.mem = open(path, O_RDWR | O_CLOEXEC);
 	if (job->visit.mem < 0)
-		return refuse(job, errno == ENOENT ? PSC_REFUSED_GONE : PSC_REFUSED_PERMISSION, -errno);
+		return refuse(job, errno == ENOENT || errno == ESRCH ? PSC_REFUSED_GONE : PSC_REFUSED_PERMISSION,
+			      -errno);
 	/* The numbers in the paths: still this process's? */
 	r = (int)psc_syscall(SYS_pidfd_send_signal, job->options->pidfd, 0, NULL, 0);
 	if (r == -ESRCH)
@@ -676,21 +739,18 @@ static int try_rights(struct job *job)
 static int prepare(struct job *job)
 {
 	const struct psc_attach_options *options = job->options;
-	size_t wanted;
-	int r;
 
 	job->image_size = sizeof(*job->image) + options->len * sizeof(*options->insns);
 	job->image = malloc(job->image_size);
 	if (!job->image)
 		return refuse(job, PSC_REFUSED_KERNEL, -ENOMEM);
 	memcpy(job->image->insns, options->insns, options->len * sizeof(*options->insns));
-	wanted = PSC_SITE_SIZE + (job->image_size <= PAGE ? job->image_size : 0);
-	r = psc_cave_find(job->visit.tgid, job->visit.mem, wanted,
-			  job->before.elf_class == 1 ? UINT32_MAX : UINT64_MAX, &job->cave);
-	if (r == -ENOSPC && job->cave.size >= PSC_SITE_SIZE)
-		r = 0;
-	if (r < 0)
-		return refuse(job, r == -ENOSPC ? PSC_REFUSED_NO_ROOM : PSC_REFUSED_PERMISSION, r);
+	/* Not found or not to be read now, in the middle of an exec perhaps: the
+	 * injector looks again when everybody stands still. */
+	if (psc_cave_find(live_thread(job), job->visit.mem, room_wanted(job),
+			  job->before.elf_class == ELFCLASS32 ? UINT32_MAX : UINT64_MAX, &job->cave) < 0 &&
+	    job->cave.size < PSC_SITE_SIZE)
+		job->cave = (struct psc_cave){ 0 };
 	job->verdicts[false] = judge(options->insns, options->len, &psc_abi_i386, job->cave.address);
 	job->verdicts[true] = judge(options->insns, options->len, &psc_abi_x86_64, job->cave.address);
 	return 0;
@@ -754,12 +814,27 @@ static int attach(struct job *job)
 	return r;
 }
 
-int psc_attach(const struct psc_attach_options *options, struct psc_attach_result *ret_result)
+/* A process that is executing another program shows itself without memory, or
+ * its leader as dead, for a moment: what lives is asked again. */
+static bool was_passing(const struct psc_attach_options *options, const struct psc_attach_result *result)
+{
+	struct pollfd exited = { .fd = options->pidfd, .events = POLLIN };
+	const struct timespec nap = { 0, 200000 };
+
+	if (result->refusal != PSC_REFUSED_GONE && result->refusal != PSC_REFUSED_NO_ROOM)
+		return false;
+	if (poll(&exited, 1, 0) != 0)
+		return false;
+	nanosleep(&nap, NULL);
+	return true;
+}
+
+static int attempt(const struct psc_attach_options *options, uint64_t deadline, struct psc_attach_result *ret_result)
 {
 	struct job job = {
 		.options = options,
 		.result = ret_result,
-		.visit = { .mem = -1, .tasks = -1, .own_signals = !options->in_thread },
+		.visit = { .mem = -1, .tasks = -1, .own_signals = !options->in_thread, .deadline = deadline },
 		.notifies = psc_program_notifies(options->insns, options->len),
 		.reserve = -1,
 		.manager = getpid(),
@@ -767,10 +842,22 @@ int psc_attach(const struct psc_attach_options *options, struct psc_attach_resul
 	int r;
 
 	*ret_result = (struct psc_attach_result){ .listener = -1 };
-	if (psc_program_check(options->insns, options->len, NULL) < 0)
-		return -EINVAL;
 	r = attach(&job);
 	clean_up(&job);
+	return r;
+}
+
+int psc_attach(const struct psc_attach_options *options, struct psc_attach_result *ret_result)
+{
+	uint64_t deadline = psc_now_ns() + options->timeout_ns;
+	int tries = 0, r;
+
+	*ret_result = (struct psc_attach_result){ .listener = -1 };
+	if (psc_program_check(options->insns, options->len, NULL) < 0)
+		return -EINVAL;
+	do
+		r = attempt(options, deadline, ret_result);
+	while (r < 0 && ++tries < MAX_TRIES && psc_now_ns() < deadline && was_passing(options, ret_result));
 	return r;
 }
 

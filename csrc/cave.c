@@ -75,13 +75,13 @@ static void consider(struct search *search, const char *line)
 		search->best = (struct psc_cave){ end - zeros, zeros, vdso };
 }
 
-static int read_maps(pid_t tgid, void (*line_fn)(struct search *, const char *), struct search *search)
+static int read_maps(pid_t tid, void (*line_fn)(struct search *, const char *), struct search *search)
 {
 	char buffer[8192], path[32];
 	size_t have = 0;
 	long fd, n;
 
-	snprintf(path, sizeof(path), "/proc/%d/maps", tgid);
+	snprintf(path, sizeof(path), "/proc/%d/maps", tid);
 	fd = psc_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return (int)fd;
@@ -104,10 +104,10 @@ static int read_maps(pid_t tgid, void (*line_fn)(struct search *, const char *),
 	return (int)n;
 }
 
-int psc_cave_find(pid_t tgid, int mem, size_t size, uint64_t limit, struct psc_cave *ret_cave)
+int psc_cave_find(pid_t tid, int mem, size_t size, uint64_t limit, struct psc_cave *ret_cave)
 {
 	struct search search = { .mem = mem, .wanted = size, .limit = limit };
-	int r = read_maps(tgid, consider, &search);
+	int r = read_maps(tid, consider, &search);
 
 	if (r < 0)
 		return r;
@@ -124,7 +124,7 @@ static void look_for(struct search *search, const char *line)
 		search->wanted = 1;
 }
 
-int psc_cave_check(pid_t tgid, int mem, const struct psc_cave *cave)
+int psc_cave_check(pid_t tid, int mem, const struct psc_cave *cave)
 {
 	struct search search = { .mem = mem, .best = *cave };
 
@@ -132,7 +132,7 @@ int psc_cave_check(pid_t tgid, int mem, const struct psc_cave *cave)
 		return -ENOSPC;
 	if (cave->vdso)
 		return 0; /* it moves only with an exec, which a visit notices */
-	if (read_maps(tgid, look_for, &search) < 0 || !search.wanted)
+	if (read_maps(tid, look_for, &search) < 0 || !search.wanted)
 		return -ENOSPC;
 	return 0;
 }

@@ -21,8 +21,10 @@
  * pending, so that the next stop comes after the call and inside get_signal(),
  * which is where the kernel restarts interrupted calls from restored registers.
  *
- * Signals: one that shows up is sent back into the queue by blocking everything
- * (ptrace_signal() requeues what is blocked), and comes when the mask does.
+ * Signals: the thread's are blocked before it runs, and come when its mask does.
+ * Not those that an instruction raises: forcing one that is blocked would make
+ * the kernel forget its handler. One of these, sent by somebody, goes back into
+ * the queue (ptrace_signal() requeues what is blocked by then).
  */
 #define _GNU_SOURCE
 #include "tracee.h"
@@ -105,11 +107,6 @@ int psc_site_build(struct psc_visit *visit, struct psc_tracee *tracee, const str
 	size_t done = 0;
 	int r;
 
-	if (!tracee->masked) {
-		r = (int)psc_sys(SYS_ptrace, PTRACE_GETSIGMASK, tracee->tid, 8, &tracee->sigmask);
-		if (r < 0)
-			return r;
-	}
 	psc_regs_apply_restart(&resume);
 	psc_emit(&code, &tracee->sigmask, sizeof(tracee->sigmask));
 	if (script->data)
@@ -166,18 +163,26 @@ static bool caused_by_us(pid_t tid, int signal, const struct psc_site *site)
 	return psc_regs_get(tid, &regs) == 0 && psc_regs_ip(&regs) >= site->main && psc_regs_ip(&regs) < site->end;
 }
 
-static int block_signals(struct psc_tracee *tracee)
+int psc_tracee_block_signals(struct psc_tracee *tracee)
 {
-	const uint64_t all = ~0ULL;
-	int r;
+	uint64_t most = ~0ULL;
+	int r = (int)psc_sys(SYS_ptrace, PTRACE_GETSIGMASK, tracee->tid, 8, &tracee->sigmask);
 
-	if (tracee->masked)
-		return 0;
-	r = (int)psc_sys(SYS_ptrace, PTRACE_GETSIGMASK, tracee->tid, 8, &tracee->sigmask);
+	for (int signal = 1; signal < 32; signal++)
+		if (is_fault(signal))
+			most &= ~(1ULL << (signal - 1));
 	if (r == 0)
-		r = (int)psc_sys(SYS_ptrace, PTRACE_SETSIGMASK, tracee->tid, 8, &all);
+		r = (int)psc_sys(SYS_ptrace, PTRACE_SETSIGMASK, tracee->tid, 8, &most);
 	tracee->masked = r == 0;
 	return r;
+}
+
+/* So that what is resumed with next goes back into the queue. */
+static int block_all_signals(struct psc_tracee *tracee)
+{
+	const uint64_t all = ~0ULL;
+
+	return (int)psc_sys(SYS_ptrace, PTRACE_SETSIGMASK, tracee->tid, 8, &all);
 }
 
 /* Resume until the wanted stop: a syscall-stop, or (interrupt) the trap of an
@@ -216,7 +221,7 @@ static int resume_to(struct psc_visit *visit, struct psc_tracee *tracee, const s
 				visit->stop_signal = true;
 				signal = 0;
 			} else {
-				r = block_signals(tracee);
+				r = block_all_signals(tracee);
 				if (r < 0)
 					return r;
 			}

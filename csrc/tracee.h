@@ -36,7 +36,7 @@ enum psc_tracee_state {
 struct psc_tracee {
 	pid_t tid;
 	enum psc_tracee_state state;
-	bool masked;	    /* all its signals are blocked by us; sigmask has the real mask */
+	bool masked;	    /* its signals are blocked by us; sigmask has the real mask */
 	uint64_t sigmask;
 	struct psc_regs regs; /* as it was stopped, to be put back unmodified */
 };
@@ -48,6 +48,7 @@ struct psc_visit {
 	int mem;	    /* /proc/TGID/mem */
 	int tasks;	    /* /proc/TGID/task */
 	uint64_t deadline;  /* CLOCK_MONOTONIC, ns */
+	uint64_t since;	    /* when the first thread was interrupted; 0: none was */
 	bool own_signals;   /* the visitor is a process of its own and may use timers */
 
 	struct psc_tracee *tracees;
@@ -82,12 +83,13 @@ struct psc_cave {
 	bool vdso;
 };
 
-/* Find a cave of at least size bytes below limit, in the vDSO if that has it.
+/* Find a cave of at least size bytes below limit, in the vDSO if that has it. tid
+ * is any live thread: an exited leader has no memory to look at.
  * -ENOSPC: there is none; *ret_cave is then the largest one (size 0: none). */
-PSC_MUST_CHECK int psc_cave_find(pid_t tgid, int mem, size_t size, uint64_t limit, struct psc_cave *ret_cave);
+PSC_MUST_CHECK int psc_cave_find(pid_t tid, int mem, size_t size, uint64_t limit, struct psc_cave *ret_cave);
 
 /* Is the cave still there, executable and all zero? */
-PSC_MUST_CHECK int psc_cave_check(pid_t tgid, int mem, const struct psc_cave *cave);
+PSC_MUST_CHECK int psc_cave_check(pid_t tid, int mem, const struct psc_cave *cave);
 
 /* Write memory of a stopped target, read-only pages too. */
 PSC_MUST_CHECK int psc_tracee_write(struct psc_visit *visit, struct psc_tracee *tracee, uint64_t address,
@@ -119,6 +121,9 @@ struct psc_script {
 /* Write the code into the cave. -ENOSPC: it does not fit. */
 PSC_MUST_CHECK int psc_site_build(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_cave *cave,
 				  const struct psc_script *script, struct psc_site *ret_site);
+
+/* Block its signals until psc_tracee_restore(). Comes before all that follows. */
+PSC_MUST_CHECK int psc_tracee_block_signals(struct psc_tracee *tracee);
 
 /* Most bytes that psc_site_build() needs. */
 #define PSC_SITE_SIZE 320

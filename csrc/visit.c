@@ -120,6 +120,8 @@ static int seize(struct psc_visit *visit, pid_t tid)
 {
 	long r;
 
+	if (!visit->since)
+		visit->since = psc_now_ns();
 	__atomic_store_n(&visit->seizing, tid, __ATOMIC_RELAXED);
 	r = psc_sys(SYS_ptrace, PTRACE_SEIZE, tid, 0, SEIZE_OPTIONS);
 	__atomic_store_n(&visit->seizing, 0, __ATOMIC_RELAXED);
