@@ -48,6 +48,7 @@
 #define PAGE 4096
 #define PTRACE_OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
 #define MAX_TRIES 100
+#define COMMIT_NS 60000000000 /* for some thousand instructions, on a machine that is drowning */
 #define MAX_SUSPENDED 64 /* earlier filters that are looked into */
 
 /* What a program answers to the calls that follow the commit. */
@@ -328,6 +329,7 @@ static int run_main(struct commit *commit, uint64_t address, uint32_t flags, boo
 		return refuse(job, PSC_REFUSED_NO_ROOM, r);
 	if (manager_died(job))
 		return refuse(job, PSC_REFUSED_INJECTOR, -ECANCELED);
+	job->visit.deadline = psc_now_ns() + COMMIT_NS;
 	r = psc_tracee_run_main(&job->visit, commit->tracee, &commit->site, no_new_privs, ret_result);
 	if (r < 0)
 		return refuse(job, r == -ESRCH ? PSC_REFUSED_GONE : PSC_REFUSED_FAULT, r);

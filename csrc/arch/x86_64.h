@@ -95,10 +95,11 @@ static inline uint64_t psc_regs_arg(const struct psc_regs *regs, int i)
 	return psc_abi_of(regs)->wide ? wide[i] : (uint32_t)narrow[i];
 }
 
-/* Have the kernel make the interrupted call again on the way to user mode. */
+/* Have the kernel make the interrupted call again on the way to user mode, unless
+ * a signal with a handler comes first: then it is EINTR, as it should be. */
 static inline void psc_regs_restart(struct psc_regs *regs)
 {
-	regs->r.rax = (unsigned long long)-513LL; /* -ERESTARTNOINTR */
+	regs->r.rax = (unsigned long long)-514LL; /* -ERESTARTNOHAND */
 }
 
 /* Resume at ip, outside any system call: orig_rax = -1 keeps the kernel from
