@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import signal
 from pathlib import Path
@@ -60,6 +61,8 @@ WOKEN = (
 INTERRUPTED_BY_ANY_STOP = ("recv_timeout", "sigtimedwait_timeout", "semtimedop", "sigwaitinfo")
 READ, WRITE = 0, 1
 ALLOWED_DELAY_US = 5000
+SETTLE = 0.2
+"""Seconds that a call interrupted by a stop has to say so, before it is woken."""
 
 
 def attach_and_close(pid: int, program: ps.Program) -> ps.Attachment:
@@ -84,6 +87,7 @@ def disturbed(call: str, times: int, *, stop: bool = False) -> tuple[dict[str, i
                 subject.send_signal(signal.SIGSTOP)
                 wait_until(lambda: state(subject.pid) == "T", "the victim stops")
                 subject.send_signal(signal.SIGCONT)
+                select.select([subject.stdout], [], [], SETTLE)
             else:
                 attach_and_close(subject.pid, deny_getppid())
         if call in WOKEN or call == "sigwaitinfo":
