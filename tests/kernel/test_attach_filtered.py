@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from harness import build_victim, in_child, status_field, victim
 
 SECCOMP, PRCTL, MMAP, MUNMAP, CLOSE = 317, 157, 9, 11, 3
 NOBODY = 65534
+PR_SET_DUMPABLE = 4
 HOSTILE = {
     "kills_on_seccomp": (KILL_PROCESS, SECCOMP),
     "kills_on_prctl_and_seccomp": (KILL_PROCESS, PRCTL, SECCOMP),
@@ -56,6 +58,7 @@ def become_nobody() -> None:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # as any process of an ordinary user is
 
 
 def attach_unprivileged(program: Path, filter_bytes: bytes) -> tuple[str, dict[str, int], bool]:
@@ -64,7 +67,9 @@ def attach_unprivileged(program: Path, filter_bytes: bytes) -> tuple[str, dict[s
     The class of the error ("" for none), the facts of the victim after, and whether all /proc says stayed as it was.
     """
     become_nobody()
-    with open_copy(filter_bytes) as name, victim(program, "nnp", name) as subject, ps.Filter(deny_getppid()) as f:
+    fd = os.memfd_create("program", 0)
+    os.write(fd, filter_bytes)
+    with victim(program, "nnp", f"/proc/self/fd/{fd}", pass_fds=(fd,)) as subject, ps.Filter(deny_getppid()) as f:
         before = visible(subject.pid), filter_counts(subject.pid)
         error = ""
         try:
@@ -73,21 +78,6 @@ def attach_unprivileged(program: Path, filter_bytes: bytes) -> tuple[str, dict[s
             error = type(e).__name__
         unchanged = (visible(subject.pid), filter_counts(subject.pid)) == before
         return error, ask(subject), unchanged
-
-
-class open_copy:
-    """A memfd with those bytes, and the path under which a child of this process can read it."""
-
-    def __init__(self, data: bytes) -> None:
-        self.fd = os.memfd_create("program")
-        os.write(self.fd, data)
-
-    def __enter__(self) -> str:
-        os.set_inheritable(self.fd, True)
-        return f"/proc/{os.getpid()}/fd/{self.fd}"
-
-    def __exit__(self, *error: object) -> None:
-        os.close(self.fd)
 
 
 @pytest.mark.parametrize("name", [n for n in HOSTILE if "seccomp" in n])

@@ -11,6 +11,7 @@ import random
 import select
 import signal
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,13 +57,18 @@ def manage(pid: int, notify: bool, started: int) -> None:
 
 @contextmanager
 def manager(pid: int, notify: bool) -> Iterator[int]:
-    """A manager in a forked child that leads its own process group; reaped in the end."""
+    """A manager in a forked child that leads its own process group.
+
+    In the end it must have died of SIGKILL, and whoever shares its descriptors must have ended as well: the pipe says so.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.setpgid(0, 0)
             manage(pid, notify, writer)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(3)
     os.close(writer)
@@ -70,12 +76,13 @@ def manager(pid: int, notify: bool) -> Iterator[int]:
         assert select.select([reader], [], [], 30)[0] and os.read(reader, 1) == b"x"
         yield child
     finally:
-        os.close(reader)
         try:
             os.kill(child, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+            ended = select.select([reader], [], [], 10)[0] and os.read(reader, 1) == b""
+            assert ended, "something that the manager started has its descriptors and does not end"
+        finally:
+            os.close(reader)
 
 
 def released(pid: int) -> bool:
