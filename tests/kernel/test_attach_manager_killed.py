@@ -110,10 +110,38 @@ def kill_a_manager(subject: Victim, notify: bool, whole_group: bool, life: float
         (os.killpg if whole_group else os.kill)(pid, signal.SIGKILL)
 
 
+def kill_manager_and_tracer(subject: Victim, notify: bool, life: float) -> bool:
+    """The same, and whoever traces the victim at that moment is killed with the manager; True if it still lived."""
+    with manager(subject.pid, notify) as pid:
+        end = time.perf_counter() + life
+        while (tracer := int(status_field(subject.pid, "TracerPid"))) == 0 or time.perf_counter() < end:
+            if time.perf_counter() > end + 1:
+                return False
+        os.kill(pid, signal.SIGKILL)
+        try:
+            os.kill(tracer, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+    return True
+
+
+def judge(subject: Victim, name: str, none: int, denied: int) -> bool:
+    """A victim after its manager's death: free, alive, its work undisturbed, and in all threads the same; True if filtered."""
+    wait_until(lambda: released(subject.pid), "no thread is traced or stopped")
+    wait_until(lambda: same_everywhere(subject.pid, name), "all threads have the same filters", 1.0)
+    wait_until(lambda: listeners_in(subject.pid) == [], "the target closes its own copy of the listener", 2.0)
+    filtered = filter_counts(subject.pid)[subject.pid] > none
+    answer = ask(subject)
+    assert answer["probe"] == (denied if filtered else 0)
+    assert answer.get("bad", 0) == 0
+    if name == "smallstack":
+        assert answer["denied"] == (answer["threads"] if filtered else 0)
+    return filtered
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_target_lives_untouched_or_wholly_filtered_when_its_manager_is_killed(variant: str) -> None:
     name, arguments, notify, whole_group = VARIANTS[variant]
-    denied = errno.ENOSYS if notify else DENIED
     chance = random.Random(variant)
     filtered = 0
     for first in range(0, ROUNDS, KILLS_PER_VICTIM):
@@ -121,14 +149,18 @@ def test_a_target_lives_untouched_or_wholly_filtered_when_its_manager_is_killed(
             none = filter_counts(subject.pid)[subject.pid]
             for _ in range(min(KILLS_PER_VICTIM, ROUNDS - first)):
                 kill_a_manager(subject, notify, whole_group, chance.uniform(0, LONGEST_LIFE))
-                wait_until(lambda: released(subject.pid), "no thread is traced or stopped")
-                wait_until(lambda: same_everywhere(subject.pid, name), "all threads have the same filters", 1.0)
-                assert listeners_in(subject.pid) == []
-                count = filter_counts(subject.pid)[subject.pid]
-                answer = ask(subject)
-                assert answer["probe"] == (denied if count > none else 0)
-                assert answer.get("bad", 0) == 0
-                if "denied" in answer and name == "smallstack":
-                    assert answer["denied"] == (answer["threads"] if count > none else 0)
-                filtered += count > none
+                filtered += judge(subject, name, none, errno.ENOSYS if notify else DENIED)
     assert filtered > ROUNDS // 4, "the managers were killed too early to test anything"
+
+
+@pytest.mark.parametrize("notify", [False, True], ids=["plain", "listener"])
+@pytest.mark.parametrize("name", ["busy", "idle"])
+def test_a_target_finishes_alone_when_whoever_injects_is_killed_too(name: str, notify: bool) -> None:
+    chance = random.Random(name)
+    killed = 0
+    for _ in range(max(1, ROUNDS // 3)):
+        with victim(build_victim(name)) as subject:
+            none = filter_counts(subject.pid)[subject.pid]
+            killed += kill_manager_and_tracer(subject, notify, chance.uniform(0, LONGEST_LIFE))
+            judge(subject, name, none, errno.ENOSYS if notify else DENIED)
+    assert killed > ROUNDS // 6
