@@ -1,0 +1,167 @@
+"""SIGKILL of the manager at random instants of an attach: every target lives, untouched or wholly filtered.
+
+PYSECCOMP_ROUNDS sets the number of kills of each test; 500 is the promise, fewer is the ordinary run.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import select
+import signal
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+import pyseccomp as ps
+from attaching import (
+    DENIED,
+    ask,
+    deny_getppid,
+    filter_counts,
+    listeners_in,
+    notify_getppid,
+    rounds,
+    thread_ids,
+    wait_until,
+)
+from harness import Victim, build_victim, status_field, victim
+
+ROUNDS = rounds(60)
+KILLS_PER_VICTIM = 10
+LONGEST_LIFE = 0.012
+"""Seconds that a manager may live after its first attach has begun: several attaches long."""
+VARIANTS = {
+    "one busy thread": ("busy", (), False, False),
+    "a sleeping thread": ("idle", (), False, False),
+    "busy threads": ("busy", ("3",), False, True),
+    "tiny stacks": ("smallstack", (), False, False),
+    "busy threads and a listener": ("busy", ("2",), True, False),
+    "sleeping threads, a listener, the whole group": ("idle", ("8",), True, True),
+    "a rain of new threads, the whole group": ("threader", (), False, True),
+}
+
+
+def manage(pid: int, notify: bool, started: int) -> None:
+    """A manager: attaches as fast as it can, for as long as it lives."""
+    program = notify_getppid() if notify else deny_getppid()
+    os.write(started, b"x")
+    while True:
+        with ps.Filter(program) as f:
+            f.attach(pid)
+
+
+@contextmanager
+def manager(pid: int, notify: bool) -> Iterator[int]:
+    """A manager in a forked child that leads its own process group.
+
+    In the end it must have died of SIGKILL, and whoever shares its descriptors must have ended as well: the pipe says so.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setpgid(0, 0)
+            manage(pid, notify, writer)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(3)
+    os.close(writer)
+    try:
+        assert select.select([reader], [], [], 30)[0] and os.read(reader, 1) == b"x"
+        yield child
+    finally:
+        try:
+            os.kill(child, signal.SIGKILL)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+            ended = select.select([reader], [], [], 10)[0] and os.read(reader, 1) == b""
+            assert ended, "something that the manager started has its descriptors and does not end"
+        finally:
+            os.close(reader)
+
+
+def released(pid: int) -> bool:
+    """True when no thread has a tracer or is stopped by one."""
+    for tid in thread_ids(pid):
+        try:
+            if status_field(pid, "TracerPid", tid) != "0" or status_field(pid, "State", tid)[0] in "tT":
+                return False
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return True
+
+
+def same_everywhere(pid: int, name: str) -> bool:
+    """True when all threads carry the same number of filters. Threads come and go, so a second look may be needed."""
+    return any(len(set(filter_counts(pid).values())) == 1 for _ in range(3 if name == "threader" else 1))
+
+
+def kill_a_manager(subject: Victim, notify: bool, whole_group: bool, life: float) -> None:
+    """One round: a manager attaches to the victim and is killed after that many seconds."""
+    with manager(subject.pid, notify) as pid:
+        end = time.perf_counter() + life
+        while time.perf_counter() < end:
+            pass
+        (os.killpg if whole_group else os.kill)(pid, signal.SIGKILL)
+
+
+def kill_manager_and_tracer(subject: Victim, notify: bool, life: float) -> bool:
+    """The same, and whoever traces the victim at that moment is killed with the manager; True if it still lived."""
+    with manager(subject.pid, notify) as pid:
+        end = time.perf_counter() + life
+        while (tracer := int(status_field(subject.pid, "TracerPid"))) == 0 or time.perf_counter() < end:
+            if time.perf_counter() > end + 1:
+                return False
+        os.kill(pid, signal.SIGKILL)
+        try:
+            os.kill(tracer, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+    return True
+
+
+def judge(subject: Victim, name: str, none: int, denied: int) -> bool:
+    """A victim after its manager's death: free, alive, its work undisturbed, and in all threads the same; True if filtered."""
+    wait_until(lambda: released(subject.pid), "no thread is traced or stopped")
+    wait_until(lambda: same_everywhere(subject.pid, name), "all threads have the same filters", 1.0)
+    ask(subject)  # when it has answered it has finished whatever it had to finish alone
+    assert listeners_in(subject.pid) == []
+    filtered = filter_counts(subject.pid)[subject.pid] > none
+    answer = ask(subject)
+    assert answer["probe"] == (denied if filtered else 0)
+    assert answer.get("bad", 0) == 0
+    if name == "smallstack":
+        assert answer["denied"] == (answer["threads"] if filtered else 0)
+    return filtered
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_target_lives_untouched_or_wholly_filtered_when_its_manager_is_killed(variant: str) -> None:
+    name, arguments, notify, whole_group = VARIANTS[variant]
+    chance = random.Random(variant)
+    filtered = 0
+    for first in range(0, ROUNDS, KILLS_PER_VICTIM):
+        with victim(build_victim(name), *arguments) as subject:
+            none = filter_counts(subject.pid)[subject.pid]
+            for _ in range(min(KILLS_PER_VICTIM, ROUNDS - first)):
+                kill_a_manager(subject, notify, whole_group, chance.uniform(0, LONGEST_LIFE))
+                filtered += judge(subject, name, none, errno.ENOSYS if notify else DENIED)
+    assert filtered > ROUNDS // 4, "the managers were killed too early to test anything"
+
+
+@pytest.mark.parametrize("notify", [False, True], ids=["plain", "listener"])
+@pytest.mark.parametrize("name", ["busy", "idle"])
+def test_a_target_finishes_alone_when_whoever_injects_is_killed_too(name: str, notify: bool) -> None:
+    chance = random.Random(name)
+    killed = 0
+    for _ in range(max(1, ROUNDS // 3)):
+        with victim(build_victim(name)) as subject:
+            none = filter_counts(subject.pid)[subject.pid]
+            killed += kill_manager_and_tracer(subject, notify, chance.uniform(0, LONGEST_LIFE))
+            judge(subject, name, none, errno.ENOSYS if notify else DENIED)
+    assert killed > ROUNDS // 6

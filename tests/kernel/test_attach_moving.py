@@ -1,0 +1,99 @@
+"""Targets that do not keep still: they fork, create threads, execute themselves or end while they are attached to."""
+
+from __future__ import annotations
+
+import pytest
+
+import pyseccomp as ps
+from attaching import DENIED, ask, deny_getppid, filter_counts, visible, wait_until
+from harness import build_victim, status_field, victim
+
+ATTACHES = 25
+
+
+def attach_repeatedly(pid: int, times: int = ATTACHES) -> None:
+    """Attach the same filter again and again, without a pause between."""
+    with ps.Filter(deny_getppid()) as f:
+        for _ in range(times):
+            f.attach(pid)
+
+
+def test_a_process_that_forks_continuously_is_filtered_and_so_is_every_later_child() -> None:
+    with victim(build_victim("forker")) as subject:
+        attach_repeatedly(subject.pid)
+        then = ask(subject)
+        now = ask(subject)
+    assert (now["bad"], now["probe"]) == (0, DENIED)
+    assert now["forks"] > then["forks"]
+    assert now["denied"] - then["denied"] == now["forks"] - then["forks"]
+
+
+def test_a_process_that_creates_threads_continuously_leaves_no_thread_unfiltered() -> None:
+    with victim(build_victim("threader")) as subject:
+        attach_repeatedly(subject.pid)
+        counts = filter_counts(subject.pid)
+        answer = ask(subject)
+    assert len(set(counts.values())) == 1
+    assert (answer["bad"], answer["probe"]) == (0, DENIED)
+    assert answer["denied"] > 0
+
+
+def test_a_process_whose_threads_execute_it_anew_is_filtered_for_good_or_refused_whole() -> None:
+    refused = 0
+    with victim(build_victim("execer")) as subject, ps.Filter(deny_getppid()) as f:
+        for _ in range(ATTACHES):
+            before = filter_counts(subject.pid)
+            try:
+                f.attach(subject.pid)
+            except ps.AttachError:
+                refused += 1
+                continue
+            assert min(filter_counts(subject.pid).values()) > min(before.values(), default=0)
+        then = ask(subject)
+        now = ask(subject)
+    assert (now["bad"], now["probe"]) == (0, DENIED)
+    assert now["executions"] > then["executions"]
+    assert refused < ATTACHES // 2
+
+
+def test_threads_that_end_meanwhile_do_not_stop_an_attach() -> None:
+    with victim(build_victim("exiter"), "churn") as subject:
+        attach_repeatedly(subject.pid)
+        answer = ask(subject)
+    assert (answer["bad"], answer["probe"]) == (0, DENIED)
+    assert answer["gone"] > 0
+
+
+def test_a_process_whose_first_thread_has_ended_is_filtered_in_the_others() -> None:
+    with victim(build_victim("exiter"), "leader") as subject:
+        assert status_field(subject.pid, "State")[0] == "Z"
+        before = filter_counts(subject.pid)
+        assert len(before) == 2
+        attach_repeatedly(subject.pid, 1)
+        assert filter_counts(subject.pid) == {tid: count + 1 for tid, count in before.items()}
+        answer = ask(subject)
+    assert (answer["bad"], answer["probe"]) == (0, DENIED)
+
+
+def test_a_target_that_cannot_be_stopped_in_time_is_let_go_unchanged_and_can_be_attached_later() -> None:
+    with victim(build_victim("vforker")) as subject, ps.Filter(deny_getppid()) as f:
+        wait_until(lambda: status_field(subject.pid, "State")[0] == "D", "the parent waits for its vfork child")
+        before = filter_counts(subject.pid)
+        with pytest.raises(ps.AttachTimeoutError):
+            f.attach(subject.pid, timeout=0.3)
+        assert filter_counts(subject.pid) == before
+        assert status_field(subject.pid, "TracerPid") == "0"
+        assert ask(subject) == {"child": 5, "probe": 0}
+        f.attach(subject.pid)
+        assert ask(subject)["probe"] == DENIED
+
+
+def test_repeated_timeouts_leave_the_target_as_it_was() -> None:
+    with victim(build_victim("vforker")) as subject, ps.Filter(deny_getppid()) as f:
+        wait_until(lambda: status_field(subject.pid, "State")[0] == "D", "the parent waits for its vfork child")
+        view = visible(subject.pid)
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                f.attach(subject.pid, timeout=0.05)
+        assert visible(subject.pid) == view
+        assert ask(subject)["child"] == 5
