@@ -29,3 +29,15 @@ from pyseccomp.actions import (
 from pyseccomp.policy import Policy as Policy, Rule as Rule
 from pyseccomp.program import Decision as Decision, Program as Program
 from pyseccomp.syscalls import Arch as Arch
+# ---- notifications
+from pyseccomp.notify import Notification as Notification, Receiver as Receiver
+from pyseccomp.responder import (
+    Answer as Answer,
+    Responder as Responder,
+    ResponderStats as ResponderStats,
+    allow as allow,
+    deny as deny,
+    hold as hold,
+    kill as kill,
+    reply as reply,
+)

@@ -4,12 +4,24 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
-from pyseccomp cimport cpsc
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.ref cimport Py_REFCNT
+from libc.errno cimport EINPROGRESS, EINTR, EINVAL, ENOENT, EOPNOTSUPP, EPERM, ESHUTDOWN, ETIMEDOUT
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from pyseccomp cimport cpsc
+from pyseccomp.cpsc cimport ECANCELED
+
+import contextlib
 import errno
 import os
+import warnings
 
 from pyseccomp.errors import PolicyError, ProgramError
+from pyseccomp.errors import ProgramError
+from pyseccomp.errors import NotificationError, NotificationGoneError, ReceiveStoppedError, TargetsGoneError, UnsupportedError
 
 
 # ------------------------------------------------------------------ programs
@@ -266,3 +278,478 @@ def compile_policy(
     finally:
         cpsc.psc_policy_free(policy)
         free(terms)
+# ------------------------------------------------------------- notifications
+
+cdef object _notify_error(int r, str doing):
+    """The one place where the core's notification errors become exceptions; r is -errno."""
+    code = -r
+    if code == errno.ENOENT:
+        return NotificationGoneError(code, f"{doing}: the call is over, its task was killed or interrupted; nothing is left to answer")
+    if code == errno.ESHUTDOWN:
+        return TargetsGoneError(code, f"{doing}: no task is left under any listener")
+    if code == errno.ECANCELED:
+        return ReceiveStoppedError(code, f"{doing}: ended by stop()")
+    if code == errno.EOPNOTSUPP:
+        return UnsupportedError(code, f"{doing}: this kernel cannot do it")
+    why = {
+        errno.EINPROGRESS: "it was answered before",
+        errno.ENOTCONN: "no listener was ever added; attach a filter that notifies first",
+        errno.EFAULT: "the target has no readable memory there",
+        errno.ENAMETOOLONG: "no end of string within the limit",
+        errno.EPERM: "not permitted; reading memory or killing takes ptrace access to the target",
+        errno.ESRCH: "the task cannot be seen from this pid namespace",
+        errno.ETIMEDOUT: "a receiving thread has the wake-up signal blocked; it will notice after its next notification",
+        errno.EUSERS: "256 threads receive already",
+        errno.ENOSPC: "too many listeners",
+        errno.EEXIST: "the listener is in already",
+        errno.ENOTTY: "the file descriptor is not a listener",
+        errno.EBUSY: "every real-time signal is in use; one is needed to interrupt receivers",
+    }.get(code, os.strerror(code))
+    return NotificationError(code, f"{doing}: {why}")
+
+
+cdef int _check(int r, str doing) except -1:
+    if r < 0:
+        raise _notify_error(r, doing)
+    return r
+
+
+cdef int64_t _deadline(int64_t timeout_ns):
+    cdef timespec t
+    if timeout_ns <= 0:
+        return timeout_ns
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return t.tv_sec * 1_000_000_000 + t.tv_nsec + timeout_ns
+
+
+def install_wake_signal() -> int:
+    return _check(cpsc.psc_wake_signal_install(), "install the wake-up signal's handler")
+
+
+def probe_receive_ends() -> bool:
+    cdef int r
+    with nogil:
+        r = cpsc.psc_notify_probe_ends()
+    return _check(r, "probe the end of listeners") == 1
+
+
+def report(error, notification) -> None:
+    """Give error to sys.unraisablehook."""
+    PyErr_SetObject(type(error), error)
+    PyErr_WriteUnraisable(notification)
+
+
+cdef class Answer:
+    cdef cpsc.psc_answer answer
+
+    def __cinit__(self, int kind, int error=0, int64_t value=0):
+        if not 0 <= kind < cpsc.PSC_ANSWER_KINDS:
+            raise ValueError(f"answer kind {kind} does not exist")
+        if kind == cpsc.PSC_ERROR and not 1 <= error <= 4095:
+            raise ValueError(f"an errno is 1 to 4095, got {error}")
+        self.answer.kind = <cpsc.psc_answer_kind>kind
+        self.answer.error = error
+        self.answer.value = value
+
+    @property
+    def kind(self) -> int:
+        return self.answer.kind
+
+    @property
+    def error(self) -> int:
+        return self.answer.error
+
+    @property
+    def value(self) -> int:
+        return self.answer.value
+
+    def __eq__(self, other):
+        if not isinstance(other, Answer):
+            return NotImplemented
+        return (self.kind, self.error, self.value) == (other.kind, other.error, other.value)
+
+    def __hash__(self):
+        return hash((self.kind, self.error, self.value))
+
+    def __reduce__(self):
+        return Answer, (self.kind, self.error, self.value)
+
+    def __repr__(self):
+        return ("hold()", "allow()", f"deny({errno.errorcode.get(self.error, self.error)})", f"reply({self.value})", "kill()")[self.kind]
+
+
+cdef class Table:
+    cdef cpsc.psc_table *table
+
+    def __cinit__(self, rules, Answer otherwise not None):
+        cdef size_t n = len(rules), i
+        cdef int r
+        cdef cpsc.psc_rule *c_rules = <cpsc.psc_rule *>PyMem_Calloc(n + 1, sizeof(cpsc.psc_rule))
+        if c_rules == NULL:
+            raise MemoryError()
+        try:
+            for i in range(n):
+                arch, nr, answer = rules[i]
+                c_rules[i].arch = arch
+                c_rules[i].nr = nr
+                c_rules[i].answer = (<Answer?>answer).answer
+            _check(cpsc.psc_table_new(c_rules, n, &otherwise.answer, &self.table), "build the table of answers")
+        finally:
+            PyMem_Free(c_rules)
+
+    def __dealloc__(self):
+        cpsc.psc_table_free(self.table)
+
+
+cdef class Stats:
+    cdef cpsc.psc_stats *stats
+
+    def __cinit__(self):
+        _check(cpsc.psc_stats_new(&self.stats), "make statistics")
+
+    def __dealloc__(self):
+        cpsc.psc_stats_free(self.stats)
+
+    def totals(self) -> tuple[tuple[int, ...], int, int]:
+        cdef cpsc.psc_stats_totals totals
+        cpsc.psc_stats_sum(self.stats, &totals)
+        return tuple(totals.answered), totals.gone, totals.uncounted
+
+    def rows(self) -> list[tuple[int, int, tuple[int, ...]]]:
+        cdef size_t size = 1024, n
+        cdef cpsc.psc_stats_row *rows = <cpsc.psc_stats_row *>PyMem_Calloc(size, sizeof(cpsc.psc_stats_row))
+        if rows == NULL:
+            raise MemoryError()
+        try:
+            n = min(cpsc.psc_stats_rows(self.stats, rows, size), size)
+            return [(rows[i].arch, rows[i].nr, tuple(rows[i].answered)) for i in range(n)]
+        finally:
+            PyMem_Free(rows)
+
+    def latencies(self) -> list[tuple[int, int]]:
+        cdef uint64_t counts[cpsc.PSC_LATENCY_BUCKETS]
+        cpsc.psc_stats_latencies(self.stats, counts)
+        return [(cpsc.psc_latency_floor(i), counts[i]) for i in range(cpsc.PSC_LATENCY_BUCKETS) if counts[i]]
+
+
+cdef class Event:
+    """One notification; made by an Inbox only. ``open`` while it is this object's to answer."""
+
+    cdef Inbox inbox
+    cdef Stats stats
+    cdef bint open
+    cdef cpsc.psc_event event
+
+    def __init__(self):
+        raise TypeError("notifications come from a filter's receive()")
+
+    @property
+    def id(self) -> int:
+        return self.event.notif.n.id
+
+    @property
+    def pid(self) -> int:
+        return self.event.notif.n.pid
+
+    @property
+    def nr(self) -> int:
+        return self.event.notif.n.data.nr
+
+    @property
+    def arch(self) -> int:
+        return self.event.notif.n.data.arch
+
+    @property
+    def ip(self) -> int:
+        return self.event.notif.n.data.instruction_pointer
+
+    @property
+    def args(self) -> tuple[int, int, int, int, int, int]:
+        return tuple([self.event.notif.n.data.args[i] for i in range(6)])
+
+    @property
+    def answered(self) -> bool:
+        return not self.open
+
+    cdef cpsc.psc_inbox *_inbox(self) except NULL:
+        if self.inbox is None:
+            raise TypeError("notifications come from a filter's receive()")
+        return self.inbox.inbox
+
+    cdef str _doing(self, str verb):
+        return f"{verb} syscall {self.nr} of task {self.pid} (notification {self.id:#x})"
+
+    cdef int _claim(self, str verb) except -1:
+        """Make the answer this caller's: of two threads one gets it."""
+        if not self.open:
+            raise _notify_error(-EINPROGRESS, self._doing(verb))
+        self.open = False
+        return 0
+
+    def _answer(self, Answer answer not None, str verb) -> None:
+        cdef int r
+        cdef cpsc.psc_inbox *inbox = self._inbox()
+        if answer.answer.kind == cpsc.PSC_HOLD:
+            raise ValueError("hold() is not an answer that can be sent")
+        self._claim(verb)
+        with nogil:
+            r = cpsc.psc_event_answer(inbox, &self.event, &answer.answer, self.stats.stats)
+        _check(r, self._doing(verb))
+
+    def _valid(self) -> bool:
+        cdef int r
+        if not self.open:
+            return False
+        with nogil:
+            r = cpsc.psc_event_valid(self.inbox.inbox, &self.event)
+        if r == -ENOENT:
+            return False
+        _check(r, self._doing("check"))
+        return True
+
+    def _read(self, uint64_t addr, size_t size) -> bytes:
+        cdef ssize_t r
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
+        cdef char *out = PyBytes_AS_STRING(data)
+        cdef cpsc.psc_inbox *inbox = self._inbox()
+        with nogil:
+            r = cpsc.psc_event_read(inbox, &self.event, addr, out, size)
+        _check(<int>r, self._doing(f"read {size} bytes at {addr:#x} for"))
+        return data if <size_t>r == size else data[:r]
+
+    def _read_string(self, uint64_t addr, size_t limit) -> bytes:
+        cdef ssize_t r
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, limit + 1)
+        cdef char *out = PyBytes_AS_STRING(data)
+        cdef cpsc.psc_inbox *inbox = self._inbox()
+        with nogil:
+            r = cpsc.psc_event_read_string(inbox, &self.event, addr, out, limit + 1)
+        _check(<int>r, self._doing(f"read a string at {addr:#x} for"))
+        return data[:r]
+
+    def _add_fd(self, int fd, int at, bint cloexec, bint send) -> int:
+        cdef int r
+        cdef cpsc.psc_inbox *inbox = self._inbox()
+        cdef unsigned int flags = (cpsc.PSC_ADDFD_CLOEXEC if cloexec else 0) | (cpsc.PSC_ADDFD_SEND if send else 0)
+        if send:
+            self._claim("answer with a file descriptor")
+        while True:
+            with nogil:
+                r = cpsc.psc_event_addfd(inbox, &self.event, fd, at, flags, self.stats.stats)
+            if r != -EINTR:
+                break
+            try:
+                PyErr_CheckSignals()
+            except BaseException:
+                self.open = True
+                raise
+        if r < 0:
+            # Nothing was sent: the answer is still to be given, unless the call is over.
+            if send and r != -ENOENT and r != -EINPROGRESS:
+                self.open = True
+            if r == -EINVAL and send:
+                r = -EOPNOTSUPP
+            raise _notify_error(r, self._doing(f"add file descriptor {fd} for"))
+        return r
+
+    def __del__(self):
+        if not self.open:
+            return
+        self.open = False
+        if os.getpid() != self.inbox.owner:
+            return
+        cdef cpsc.psc_answer answer
+        answer.kind = cpsc.PSC_ERROR
+        answer.error = EPERM
+        answer.value = 0
+        # Gone already is as good as denied.
+        cdef int r = cpsc.psc_event_answer(self.inbox.inbox, &self.event, &answer, self.stats.stats)
+        warnings.warn(f"{self!r} was dropped unanswered; its call fails with EPERM", ResourceWarning, source=self)
+
+
+cdef class Inbox:
+    cdef cpsc.psc_inbox *inbox
+    cdef readonly object owner
+    cdef readonly Stats stats
+    cdef type factory
+
+    def __cinit__(self, int wake_signal, type factory not None):
+        cdef int r
+        if not issubclass(factory, Event):
+            raise TypeError("an inbox makes kinds of Event")
+        self.factory = factory
+        self.owner = os.getpid()
+        self.stats = Stats()
+        with nogil:
+            r = cpsc.psc_inbox_new(wake_signal, &self.inbox)
+        _check(r, "make an inbox")
+
+    def __dealloc__(self):
+        cpsc.psc_inbox_free(self.inbox)
+
+    def add(self, int fd) -> None:
+        cdef int r
+        with nogil:
+            r = cpsc.psc_inbox_add(self.inbox, fd)
+        _check(r, f"add listener {fd}")
+
+    def remove(self, int fd) -> bool:
+        cdef int r
+        with nogil:
+            r = cpsc.psc_inbox_remove(self.inbox, fd)
+        if r == -ENOENT:
+            return False
+        _check(r, f"remove listener {fd}")
+        return True
+
+    def listeners(self) -> list[int]:
+        cdef size_t n = cpsc.psc_inbox_listeners(self.inbox, NULL, 0)
+        cdef int *fds = <int *>PyMem_Calloc(n + 1, sizeof(int))
+        if fds == NULL:
+            raise MemoryError()
+        try:
+            n = min(n, cpsc.psc_inbox_listeners(self.inbox, fds, n))
+            return [fds[i] for i in range(n)]
+        finally:
+            PyMem_Free(fds)
+
+    @property
+    def epoll_fd(self) -> int:
+        return _check(cpsc.psc_inbox_epoll(self.inbox), "make the listeners' epoll fd")
+
+    def stop(self) -> None:
+        cdef int r
+        with nogil:
+            r = cpsc.psc_inbox_stop(self.inbox)
+        _check(r, "stop receiving")
+
+    cdef Event _make(self, Stats stats):
+        cdef Event event = self.factory.__new__(self.factory)
+        event.inbox = self
+        event.stats = stats
+        return event
+
+    cdef int _wait(self, int64_t deadline, cpsc.psc_event *event) except? -1:
+        cdef int r
+        while True:
+            with nogil:
+                r = cpsc.psc_inbox_receive(self.inbox, deadline, event)
+            if r != -EINTR:
+                return r
+            PyErr_CheckSignals()
+
+    def receive(self, int64_t timeout_ns) -> Event | None:
+        cdef Event event = self._make(self.stats)
+        cdef int r
+        cpsc.psc_inbox_begin(self.inbox, &event.event)
+        try:
+            r = self._wait(_deadline(timeout_ns), &event.event)
+        finally:
+            cpsc.psc_inbox_end(self.inbox)
+        if r == -ETIMEDOUT:
+            return None
+        _check(r, "receive a notification")
+        event.open = True
+        return event
+
+    def stay(self) -> Stay:
+        return Stay(self)
+
+    def serve(self, Table table not None, Stats stats not None, call, Answer fallback not None, on_error) -> bool:
+        """Answer by the table; what it holds goes to call(event). True: stopped; False: no task is left."""
+        cdef Event event = self._make(stats)
+        cdef int r
+        cpsc.psc_inbox_begin(self.inbox, &event.event)
+        try:
+            while True:
+                with nogil:
+                    r = cpsc.psc_serve(self.inbox, table.table, stats.stats, &event.event)
+                if r == 1:
+                    event = self._hand_over(event, call, fallback, on_error)
+                elif r == -EINTR:
+                    PyErr_CheckSignals()
+                elif r == -ECANCELED or r == -ESHUTDOWN:
+                    return r == -ECANCELED
+                else:
+                    _check(r, "serve notifications")
+        finally:
+            cpsc.psc_inbox_end(self.inbox)
+
+    cdef Event _hand_over(self, Event event, call, Answer fallback, on_error):
+        """Ask Python for one answer; the event returned is the next psc_serve()'s, with the answer due if there is one."""
+        cdef Event after
+        event.open = True
+        try:
+            result = call(event)
+            if not event.open:
+                if result is not None:
+                    raise TypeError(f"the callback answered and then returned {result!r} too")
+            elif not isinstance(result, Answer):
+                raise TypeError(f"the callback neither answered nor returned an answer (use hold() to answer later), but {result!r}")
+        except Exception as error:
+            result = fallback
+            on_error(error, event)
+        except BaseException:
+            if event.open:
+                with contextlib.suppress(NotificationError):
+                    event._answer(fallback, "deny")
+            raise
+        if Py_REFCNT(event) == 1:
+            after = event
+        else:
+            after = self._make(event.stats)
+            after.event = event.event
+        if event.open and (<Answer>result).answer.kind != cpsc.PSC_HOLD:
+            event.open = False
+            after.event.answer = (<Answer>result).answer
+            after.event.due = True
+        return after
+
+
+cdef class Stay:
+    """Receive until stopped or until no task is left: an iterator that stop() ends."""
+
+    cdef Inbox inbox
+    cdef cpsc.psc_event stay
+    cdef bint open
+
+    def __cinit__(self, Inbox inbox not None):
+        self.inbox = inbox
+        cpsc.psc_inbox_begin(inbox.inbox, &self.stay)
+        self.open = True
+
+    def close(self) -> None:
+        if self.open:
+            self.open = False
+            cpsc.psc_inbox_end(self.inbox.inbox)
+
+    def __del__(self):
+        self.close()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self._next(-1, True)
+
+    def receive(self, int64_t timeout_ns) -> Event | None:
+        """Wait as Inbox.receive() does; StopIteration ends it."""
+        return self._next(_deadline(timeout_ns), False)
+
+    cdef Event _next(self, int64_t deadline, bint forever):
+        cdef Event event
+        cdef int r
+        if not self.open:
+            raise StopIteration
+        event = self.inbox._make(self.inbox.stats)
+        event.event.ticket = self.stay.ticket
+        r = self.inbox._wait(deadline, &event.event)
+        if r == 0:
+            event.open = True
+            return event
+        if r == -ETIMEDOUT and not forever:
+            return None
+        self.close()
+        if r == -ECANCELED or r == -ESHUTDOWN:
+            raise StopIteration
+        raise _notify_error(r, "receive a notification")

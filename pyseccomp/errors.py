@@ -100,3 +100,11 @@ class NotificationGoneError(NotificationError):
 
 class TargetsGoneError(NotificationError):
     """No task is left under this listener."""
+
+
+class ReceiveTimeoutError(NotificationError, TimeoutError):
+    """No notification came in time."""
+
+
+class ReceiveStoppedError(NotificationError):
+    """``stop()`` ended the wait."""

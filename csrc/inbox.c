@@ -1,0 +1,524 @@
+/* A set of listeners, and the threads that receive from it.
+ *
+ * Listeners sit in a fixed array, so that a receiver may look at it without a
+ * lock: an entry is one word, key = serial << 32 | fd, 0 when free. An event keeps
+ * the key; whoever finds another in its place knows that the listener was removed.
+ *
+ * A receiver that may wait or use a listener's number is inside a slot:
+ *
+ *   receiver                           stop, add, remove
+ *     slot.tid = me                      change stops / single / an entry
+ *     slot.epoch = inbox.epoch           inbox.epoch += 1
+ *     look at stops, single, entry       for each slot with an older epoch:
+ *     RECV, poll, SEND, ...                signal slot.tid until it has left
+ *     slot.tid = 0
+ *
+ * Everything there is sequentially consistent, hence: either the receiver sees the
+ * change, or the changer sees the receiver and waits for it. The signal can come
+ * just before the receiver enters the kernel, so it is repeated.
+ *
+ * Only one thread at a time may poll and then RECV (the turn): between the two
+ * another could take the notification and RECV would wait for the next. A
+ * notification that vanishes by itself does not matter, RECV then says ENOENT.
+ */
+#define _GNU_SOURCE
+#include "inbox.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <time.h>
+
+#define MAX_LISTENERS 16384
+#define MAX_RECEIVERS 256
+#define NONE UINT32_MAX
+#define STOPPED_EARLY (1u << 31) /* while nobody stayed */
+
+enum {
+	KICK_PAUSE_NS = 20000,
+	KICK_LIMIT = 25000, /* pauses: half a second at least */
+};
+
+struct slot {
+	_Alignas(64) _Atomic pid_t tid;
+	_Atomic uint32_t epoch;
+};
+
+struct psc_inbox {
+	_Atomic uint32_t epoch;
+	_Atomic uint32_t single; /* index of the only listener, NONE: there are more or none */
+	_Atomic uint32_t live;   /* how many */
+	_Atomic uint64_t stays;  /* stops << 32 | STOPPED_EARLY | how many stay */
+	_Atomic int epoll;
+	bool ends_itself;
+	int wake_signal;
+
+	_Alignas(64) _Atomic int32_t turn; /* -1: one polls; n: n are in RECV */
+	_Atomic uint32_t turn_waiters;
+
+	pthread_mutex_t lock; /* changes to the set */
+	_Atomic uint32_t serial;
+	uint32_t used; /* entries that were ever used */
+	struct slot slots[MAX_RECEIVERS];
+	_Atomic uint64_t keys[MAX_LISTENERS];
+};
+
+static int64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static int key_fd(uint64_t key)
+{
+	return (int)(uint32_t)key;
+}
+
+/* ------------------------------------------------------------------- slots */
+
+int psc_slot_enter(struct psc_inbox *inbox, pid_t tid)
+{
+	for (int i = 0; i < MAX_RECEIVERS; i++) {
+		struct slot *slot = &inbox->slots[i];
+		pid_t free_slot = 0;
+
+		if (slot->tid == 0 && atomic_compare_exchange_strong(&slot->tid, &free_slot, tid)) {
+			slot->epoch = inbox->epoch;
+			return i;
+		}
+	}
+	return -EAGAIN;
+}
+
+void psc_slot_leave(struct psc_inbox *inbox, int slot)
+{
+	inbox->slots[slot].tid = 0;
+}
+
+static bool outdated(struct slot *slot, uint32_t epoch)
+{
+	return (int32_t)(slot->epoch - epoch) < 0;
+}
+
+/* Make every receiver look again, and wait until it does. Async-signal-safe. */
+static int kick(struct psc_inbox *inbox)
+{
+	uint32_t epoch = atomic_fetch_add(&inbox->epoch, 1) + 1;
+	pid_t self = gettid(), process = getpid();
+	struct timespec pause = { 0, KICK_PAUSE_NS };
+	int r = 0, saved = errno;
+
+	for (int i = 0; i < MAX_RECEIVERS; i++) {
+		struct slot *slot = &inbox->slots[i];
+		pid_t tid;
+
+		for (int n = 0; (tid = slot->tid) != 0 && tid != self && outdated(slot, epoch); n++) {
+			if (n == KICK_LIMIT) {
+				r = -ETIMEDOUT;
+				break;
+			}
+			syscall(SYS_tgkill, process, tid, inbox->wake_signal);
+			nanosleep(&pause, NULL);
+		}
+	}
+	errno = saved;
+	return r;
+}
+
+bool psc_event_alive(struct psc_inbox *inbox, const struct psc_event *event)
+{
+	return inbox->keys[event->listener] == event->key;
+}
+
+/* -------------------------------------------------------------------- turn */
+
+static int turn_wait(struct psc_inbox *inbox, int32_t seen, int64_t deadline)
+{
+	struct timespec until = { deadline / 1000000000, deadline % 1000000000 };
+	long r;
+
+	inbox->turn_waiters++;
+	r = psc_syscall(SYS_futex, &inbox->turn, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, seen,
+			deadline < 0 ? NULL : &until, NULL, FUTEX_BITSET_MATCH_ANY);
+	inbox->turn_waiters--;
+	return r == -EAGAIN ? 0 : (int)r;
+}
+
+static int turn_take(struct psc_inbox *inbox, bool alone, int64_t deadline)
+{
+	int32_t seen = inbox->turn;
+
+	for (;;) {
+		if (alone ? seen == 0 : seen >= 0) {
+			if (atomic_compare_exchange_weak(&inbox->turn, &seen, alone ? -1 : seen + 1))
+				return 0;
+		} else {
+			int r = turn_wait(inbox, seen, deadline);
+
+			if (r < 0)
+				return r;
+			seen = inbox->turn;
+		}
+	}
+}
+
+static void turn_give(struct psc_inbox *inbox, bool alone)
+{
+	if (atomic_fetch_add(&inbox->turn, alone ? 1 : -1) != (alone ? -1 : 1))
+		return;
+	if (inbox->turn_waiters)
+		syscall(SYS_futex, &inbox->turn, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, INT32_MAX);
+}
+
+/* ----------------------------------------------------------------- the set */
+
+/* With the lock: recompute what receivers go by. */
+static void recount(struct psc_inbox *inbox)
+{
+	uint32_t live = 0, last = NONE;
+
+	for (uint32_t i = 0; i < inbox->used; i++)
+		if (inbox->keys[i]) {
+			live++;
+			last = i;
+		}
+	inbox->single = live == 1 ? last : NONE;
+	inbox->live = live;
+}
+
+static int watch(int epoll, uint32_t index, int fd)
+{
+	struct epoll_event e = { .events = EPOLLIN, .data.u32 = index };
+
+	return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &e) < 0 ? -errno : 0;
+}
+
+static int64_t find(struct psc_inbox *inbox, int fd)
+{
+	for (uint32_t i = 0; i < inbox->used; i++)
+		if (inbox->keys[i] && key_fd(inbox->keys[i]) == fd)
+			return i;
+	return -ENOENT;
+}
+
+/* With the lock. */
+static int make_epoll(struct psc_inbox *inbox)
+{
+	_cleanup_close_ int epoll = -1;
+
+	if (inbox->epoll >= 0)
+		return 0;
+	epoll = epoll_create1(EPOLL_CLOEXEC);
+	if (epoll < 0)
+		return -errno;
+	for (uint32_t i = 0; i < inbox->used; i++)
+		if (inbox->keys[i]) {
+			int r = watch(epoll, i, key_fd(inbox->keys[i]));
+
+			if (r < 0)
+				return r;
+		}
+	inbox->epoll = psc_take_fd(epoll);
+	return 0;
+}
+
+/* With the lock. */
+static int put(struct psc_inbox *inbox, int fd)
+{
+	uint32_t i = 0;
+	int r;
+
+	while (i < inbox->used && inbox->keys[i])
+		i++;
+	if (i == MAX_LISTENERS)
+		return -ENOSPC;
+	if (inbox->live) {
+		r = make_epoll(inbox);
+		if (r < 0)
+			return r;
+	}
+	if (inbox->epoll >= 0) {
+		r = watch(inbox->epoll, i, fd);
+		if (r < 0)
+			return r;
+	}
+	if (i == inbox->used)
+		inbox->used++;
+	inbox->keys[i] = (uint64_t)++inbox->serial << 32 | (uint32_t)fd;
+	recount(inbox);
+	return 0;
+}
+
+/* With the lock. */
+static void take_out(struct psc_inbox *inbox, uint32_t i)
+{
+	if (inbox->epoll >= 0)
+		epoll_ctl(inbox->epoll, EPOLL_CTL_DEL, key_fd(inbox->keys[i]), NULL);
+	inbox->keys[i] = 0;
+	recount(inbox);
+}
+
+/* Its last task is gone. Whoever waits on another listener need not know. */
+static void drop(struct psc_inbox *inbox, uint32_t index, uint64_t key)
+{
+	pthread_mutex_lock(&inbox->lock);
+	if (inbox->keys[index] == key)
+		take_out(inbox, index);
+	pthread_mutex_unlock(&inbox->lock);
+}
+
+int psc_inbox_add(struct psc_inbox *inbox, int fd)
+{
+	int r = psc_notify_valid(fd, 0);
+
+	if (r != -ENOENT) /* what every listener answers to an id that never was */
+		return r == -EINVAL || r >= 0 ? -ENOTTY : r;
+	r = psc_notify_sync_wakeup(fd, true);
+	if (r < 0 && r != -EOPNOTSUPP)
+		return r;
+	pthread_mutex_lock(&inbox->lock);
+	r = find(inbox, fd) >= 0 ? -EEXIST : put(inbox, fd);
+	pthread_mutex_unlock(&inbox->lock);
+	if (r == 0)
+		/* Those in RECV on what was the only listener; late is no harm. */
+		(void)kick(inbox);
+	return r;
+}
+
+int psc_inbox_remove(struct psc_inbox *inbox, int fd)
+{
+	int64_t i;
+	int r;
+
+	pthread_mutex_lock(&inbox->lock);
+	i = find(inbox, fd);
+	if (i >= 0)
+		take_out(inbox, (uint32_t)i);
+	pthread_mutex_unlock(&inbox->lock);
+	/* One that went by itself may still be looked at. */
+	r = kick(inbox);
+	return i < 0 ? (int)i : r;
+}
+
+size_t psc_inbox_listeners(struct psc_inbox *inbox, int *ret_fds, size_t size)
+{
+	size_t n = 0;
+
+	pthread_mutex_lock(&inbox->lock);
+	for (uint32_t i = 0; i < inbox->used; i++)
+		if (inbox->keys[i]) {
+			if (n < size)
+				ret_fds[n] = key_fd(inbox->keys[i]);
+			n++;
+		}
+	pthread_mutex_unlock(&inbox->lock);
+	return n;
+}
+
+int psc_inbox_epoll(struct psc_inbox *inbox)
+{
+	int r;
+
+	pthread_mutex_lock(&inbox->lock);
+	r = make_epoll(inbox);
+	pthread_mutex_unlock(&inbox->lock);
+	return r < 0 ? r : inbox->epoll;
+}
+
+int psc_inbox_new(int wake_signal, struct psc_inbox **ret_inbox)
+{
+	struct psc_inbox *inbox;
+	int r = psc_notify_check_sizes();
+
+	if (r < 0)
+		return r;
+	inbox = aligned_alloc(64, sizeof(*inbox));
+	if (!inbox)
+		return -ENOMEM;
+	memset(inbox, 0, sizeof(*inbox));
+	inbox->single = NONE;
+	inbox->epoll = -1;
+	inbox->wake_signal = wake_signal;
+	/* Where the probe is denied, poll first: right everywhere, only slower.
+	 * FIXME: drop the probe once kernel 6.11 is the baseline. */
+	inbox->ends_itself = psc_notify_probe_ends() == 1;
+	pthread_mutex_init(&inbox->lock, NULL);
+	*ret_inbox = inbox;
+	return 0;
+}
+
+void psc_inbox_free(struct psc_inbox *inbox)
+{
+	if (!inbox)
+		return;
+	if (inbox->epoll >= 0)
+		close(inbox->epoll);
+	pthread_mutex_destroy(&inbox->lock);
+	free(inbox);
+}
+
+static void ignore_wake(int signal_number)
+{
+}
+
+int psc_wake_signal_install(void)
+{
+	struct sigaction wake = { .sa_handler = ignore_wake }, now;
+
+	for (int n = SIGRTMAX; n >= SIGRTMIN; n--) {
+		if (sigaction(n, NULL, &now) < 0 || (now.sa_flags & SA_SIGINFO) || now.sa_handler != SIG_DFL)
+			continue;
+		return sigaction(n, &wake, NULL) < 0 ? -errno : n;
+	}
+	return -EBUSY;
+}
+
+/* ------------------------------------------------------------------- stays */
+
+static uint32_t stops(uint64_t stays)
+{
+	return stays >> 32;
+}
+
+void psc_inbox_begin(struct psc_inbox *inbox, struct psc_event *ret_event)
+{
+	memset(ret_event, 0, sizeof(*ret_event));
+	uint64_t was = inbox->stays;
+
+	while (!atomic_compare_exchange_weak(&inbox->stays, &was, (was & ~(uint64_t)STOPPED_EARLY) + 1))
+		;
+	memset(ret_event, 0, sizeof(*ret_event));
+	ret_event->ticket = stops(was) - (was & STOPPED_EARLY ? 1 : 0);
+}
+
+void psc_inbox_end(struct psc_inbox *inbox)
+{
+	inbox->stays--;
+}
+
+int psc_inbox_stop(struct psc_inbox *inbox)
+{
+	uint64_t was = inbox->stays, now;
+
+	do
+		now = (was + (1ull << 32)) | ((uint32_t)was == 0 ? STOPPED_EARLY : 0);
+	while (!atomic_compare_exchange_weak(&inbox->stays, &was, now));
+	return kick(inbox);
+}
+
+/* ----------------------------------------------------------------- receive */
+
+/* Tried again by the loop of psc_inbox_receive_as(). */
+#define AGAIN (-EAGAIN)
+
+static int take(struct psc_inbox *inbox, uint32_t index, uint64_t key, struct psc_event *event)
+{
+	int r = psc_notify_receive(key_fd(key), &event->notif);
+
+	if (r == 0) {
+		event->listener = index;
+		event->key = key;
+		event->received_ns = now_ns();
+		return 0;
+	}
+	if (r != -ENOENT)
+		return r;
+	r = psc_notify_poll(key_fd(key), 0);
+	if (r >= 0 && (r & PSC_POLL_GONE) && !(r & PSC_POLL_PENDING))
+		drop(inbox, index, key);
+	return r < 0 ? r : AGAIN;
+}
+
+/* With the turn alone: wait for what poll or epoll says about one listener. */
+static int take_polled(struct psc_inbox *inbox, uint32_t index, int bits, struct psc_event *event)
+{
+	uint64_t key = inbox->keys[index];
+
+	if (key == 0)
+		return AGAIN;
+	if (bits & PSC_POLL_PENDING)
+		return take(inbox, index, key, event);
+	drop(inbox, index, key);
+	return AGAIN;
+}
+
+static int wait_single(struct psc_inbox *inbox, uint32_t index, int64_t deadline, struct psc_event *event)
+{
+	uint64_t key = inbox->keys[index];
+	int r;
+
+	if (key == 0)
+		return AGAIN;
+	r = psc_notify_poll(key_fd(key), deadline);
+	if (r == 0)
+		return -ETIMEDOUT;
+	return r < 0 ? r : take_polled(inbox, index, r, event);
+}
+
+static int wait_many(struct psc_inbox *inbox, int64_t deadline, struct psc_event *event)
+{
+	int64_t left = deadline <= 0 ? 0 : deadline - now_ns();
+	struct timespec timeout = {};
+	struct epoll_event e;
+	int r;
+
+	if (left > 0)
+		timeout = (struct timespec){ left / 1000000000, left % 1000000000 };
+	r = epoll_pwait2(inbox->epoll, &e, 1, deadline < 0 ? NULL : &timeout, NULL);
+	if (r < 0)
+		return -errno;
+	if (r == 0)
+		return -ETIMEDOUT;
+	return take_polled(inbox, e.data.u32, e.events & EPOLLIN ? PSC_POLL_PENDING : PSC_POLL_GONE, event);
+}
+
+static int receive_once(struct psc_inbox *inbox, int64_t deadline, struct psc_event *event)
+{
+	uint32_t single = inbox->single;
+	bool alone = single == NONE || deadline >= 0 || !inbox->ends_itself;
+	uint64_t key;
+	int r;
+
+	if (stops(inbox->stays) != event->ticket)
+		return -ECANCELED;
+	if (inbox->live == 0)
+		return inbox->serial ? -ESHUTDOWN : -ENOTCONN;
+	r = turn_take(inbox, alone, deadline);
+	if (r < 0)
+		return r;
+	if (single == NONE) {
+		/* All but one may have gone while waiting for the turn. */
+		r = inbox->live == 0 ? AGAIN : wait_many(inbox, deadline, event);
+	} else if (alone) {
+		r = wait_single(inbox, single, deadline, event);
+	} else {
+		key = inbox->keys[single];
+		r = key ? take(inbox, single, key, event) : AGAIN;
+	}
+	turn_give(inbox, alone);
+	return r;
+}
+
+int psc_inbox_receive_as(struct psc_inbox *inbox, pid_t tid, int64_t deadline, struct psc_event *event)
+{
+	int r, slot;
+
+	event->due = false;
+	do {
+		slot = psc_slot_enter(inbox, tid);
+		if (slot < 0)
+			return -EUSERS;
+		r = receive_once(inbox, deadline, event);
+		psc_slot_leave(inbox, slot);
+	} while (r == AGAIN);
+	return r;
+}
+
+int psc_inbox_receive(struct psc_inbox *inbox, int64_t deadline, struct psc_event *event)
+{
+	return psc_inbox_receive_as(inbox, gettid(), deadline, event);
+}

@@ -1,0 +1,27 @@
+/* Between inbox.c and serve.c: what the loop needs of the set of listeners. */
+#ifndef PSC_INBOX_H
+#define PSC_INBOX_H
+
+#include "internal.h"
+#include "psc.h"
+
+#include <stdatomic.h>
+
+/* Inside a slot a listener that psc_event_alive() says is there stays there.
+ * Returns the slot, -EAGAIN if 256 threads are inside. */
+PSC_MUST_CHECK int psc_slot_enter(struct psc_inbox *inbox, pid_t tid);
+void psc_slot_leave(struct psc_inbox *inbox, int slot);
+
+/* True while the listener that the event came from has not been removed. */
+bool psc_event_alive(struct psc_inbox *inbox, const struct psc_event *event);
+
+/* psc_inbox_receive() for a caller that knows its thread id. */
+PSC_MUST_CHECK int psc_inbox_receive_as(struct psc_inbox *inbox, pid_t tid, int64_t deadline,
+					struct psc_event *event);
+
+/* The reads of notify.c before their check: worthless until the id was found valid. */
+PSC_MUST_CHECK ssize_t psc_notify_peek(const struct seccomp_notif *n, uint64_t addr, void *ret_data, size_t size);
+PSC_MUST_CHECK ssize_t psc_notify_peek_string(const struct seccomp_notif *n, uint64_t addr, char *ret_data,
+					      size_t size);
+
+#endif

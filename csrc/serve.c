@@ -1,0 +1,368 @@
+/* The loop that answers by a table, and what it counts.
+ *
+ * Nothing here takes a lock that another thread can hold while it waits: the task
+ * that is being answered may be a thread of this process, trapped while it holds
+ * any lock there is (the GIL, malloc's). So the loop neither allocates nor logs;
+ * counters are atomic words.
+ */
+#define _GNU_SOURCE
+#include "inbox.h"
+
+#include <string.h>
+#include <time.h>
+
+#define MAX_ERRNO 4095
+#define STATS_ROWS 2048 /* a power of two, half of it used at most */
+
+static uint64_t call_key(uint32_t arch, int nr)
+{
+	return (uint64_t)arch << 32 | (uint32_t)nr;
+}
+
+static uint32_t call_hash(uint64_t key)
+{
+	return (uint32_t)((key * 0x9e3779b97f4a7c15ull) >> 32);
+}
+
+/* ------------------------------------------------------------------- stats */
+
+/* key is 0 while free: no arch is 0. */
+struct row {
+	_Atomic uint64_t key;
+	_Atomic uint64_t answered[PSC_ANSWER_KINDS];
+};
+
+struct psc_stats {
+	_Atomic uint64_t answered[PSC_ANSWER_KINDS];
+	_Atomic uint64_t gone;
+	_Atomic uint64_t uncounted;
+	_Atomic uint32_t used;
+	_Atomic uint64_t latencies[PSC_LATENCY_BUCKETS];
+	struct row rows[STATS_ROWS];
+};
+
+static void count(_Atomic uint64_t *counter)
+{
+	atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
+}
+
+int psc_stats_new(struct psc_stats **ret_stats)
+{
+	struct psc_stats *stats = calloc(1, sizeof(*stats));
+
+	if (!stats)
+		return -ENOMEM;
+	*ret_stats = stats;
+	return 0;
+}
+
+void psc_stats_free(struct psc_stats *stats)
+{
+	free(stats);
+}
+
+/* The row of a call, made if there is none; NULL if half of all are used. */
+static struct row *find_row(struct psc_stats *stats, uint64_t key)
+{
+	for (uint32_t i = call_hash(key);; i++) {
+		struct row *row = &stats->rows[i % STATS_ROWS];
+		uint64_t seen = row->key;
+
+		if (seen == key)
+			return row;
+		if (seen)
+			continue;
+		if (atomic_fetch_add(&stats->used, 1) >= STATS_ROWS / 2) {
+			atomic_fetch_sub(&stats->used, 1);
+			return NULL;
+		}
+		if (atomic_compare_exchange_strong(&row->key, &seen, key) || seen == key)
+			return row;
+		atomic_fetch_sub(&stats->used, 1);
+	}
+}
+
+/* Values below 4 have a bucket each; above, four to an octave. */
+static unsigned int latency_bucket(uint64_t ns)
+{
+	unsigned int octave;
+
+	if (ns < 4)
+		return (unsigned int)ns;
+	octave = 63 - (unsigned int)__builtin_clzll(ns);
+	return (octave - 1) * 4 + ((ns >> (octave - 2)) & 3);
+}
+
+uint64_t psc_latency_floor(unsigned int bucket)
+{
+	if (bucket < 4)
+		return bucket;
+	if (bucket >= PSC_LATENCY_BUCKETS)
+		return UINT64_MAX;
+	return (uint64_t)(4 + bucket % 4) << (bucket / 4 - 1);
+}
+
+static void record(struct psc_stats *stats, const struct psc_event *event, enum psc_answer_kind kind, int64_t ns)
+{
+	struct row *row = find_row(stats, call_key(event->notif.n.data.arch, event->notif.n.data.nr));
+
+	count(&stats->answered[kind]);
+	count(row ? &row->answered[kind] : &stats->uncounted);
+	count(&stats->latencies[latency_bucket(ns > 0 ? (uint64_t)ns : 0)]);
+}
+
+void psc_stats_sum(const struct psc_stats *stats, struct psc_stats_totals *ret_totals)
+{
+	for (int i = 0; i < PSC_ANSWER_KINDS; i++)
+		ret_totals->answered[i] = stats->answered[i];
+	ret_totals->gone = stats->gone;
+	ret_totals->uncounted = stats->uncounted;
+}
+
+size_t psc_stats_rows(const struct psc_stats *stats, struct psc_stats_row *ret_rows, size_t size)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < STATS_ROWS; i++) {
+		const struct row *row = &stats->rows[i];
+		uint64_t key = row->key;
+
+		if (!key)
+			continue;
+		if (n < size) {
+			ret_rows[n].arch = key >> 32;
+			ret_rows[n].nr = (int)(uint32_t)key;
+			for (int k = 0; k < PSC_ANSWER_KINDS; k++)
+				ret_rows[n].answered[k] = row->answered[k];
+		}
+		n++;
+	}
+	return n;
+}
+
+void psc_stats_latencies(const struct psc_stats *stats, uint64_t ret_counts[PSC_LATENCY_BUCKETS])
+{
+	for (int i = 0; i < PSC_LATENCY_BUCKETS; i++)
+		ret_counts[i] = stats->latencies[i];
+}
+
+/* ------------------------------------------------------------------- table */
+
+/* Open addressing, at most half full, so that a miss ends. */
+struct psc_table {
+	struct psc_answer otherwise;
+	uint32_t mask;
+	struct entry {
+		uint64_t key;
+		struct psc_answer answer;
+	} entries[];
+};
+
+static struct entry *find_entry(const struct psc_table *table, uint64_t key)
+{
+	uint32_t i = call_hash(key);
+
+	while (table->entries[i & table->mask].key && table->entries[i & table->mask].key != key)
+		i++;
+	return (struct entry *)&table->entries[i & table->mask];
+}
+
+static bool sound(const struct psc_answer *answer)
+{
+	if ((unsigned int)answer->kind >= PSC_ANSWER_KINDS)
+		return false;
+	return answer->kind != PSC_ERROR || (answer->error >= 1 && answer->error <= MAX_ERRNO);
+}
+
+int psc_table_new(const struct psc_rule *rules, size_t n, const struct psc_answer *otherwise,
+		  struct psc_table **ret_table)
+{
+	_cleanup_free_ struct psc_table *table = NULL;
+	size_t size = 4;
+
+	while (size < n * 2)
+		size *= 2;
+	table = calloc(1, sizeof(*table) + size * sizeof(table->entries[0]));
+	if (!table)
+		return -ENOMEM;
+	if (!sound(otherwise))
+		return -EINVAL;
+	table->otherwise = *otherwise;
+	table->mask = (uint32_t)size - 1;
+	for (size_t i = 0; i < n; i++) {
+		uint64_t key = call_key(rules[i].arch, rules[i].nr);
+
+		if (!rules[i].arch || !sound(&rules[i].answer))
+			return -EINVAL;
+		*find_entry(table, key) = (struct entry){ key, rules[i].answer };
+	}
+	*ret_table = psc_take_ptr(table);
+	return 0;
+}
+
+void psc_table_free(struct psc_table *table)
+{
+	free(table);
+}
+
+struct psc_answer psc_table_decide(const struct psc_table *table, const struct seccomp_data *data)
+{
+	const struct entry *entry = find_entry(table, call_key(data->arch, data->nr));
+
+	return entry->key ? entry->answer : table->otherwise;
+}
+
+/* ------------------------------------------------------------------ events */
+
+static int64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static int event_fd(const struct psc_event *event)
+{
+	return (int)(uint32_t)event->key;
+}
+
+static int kill_or_deny(int fd, const struct seccomp_notif *n)
+{
+	int r = psc_notify_kill(fd, n);
+
+	if (r < 0 && r != -ENOENT) {
+		int denied = psc_notify_error(fd, n->id, EPERM);
+
+		r = denied < 0 ? denied : r;
+	}
+	return r;
+}
+
+static int send_answer(int fd, const struct seccomp_notif *n, const struct psc_answer *answer)
+{
+	switch (answer->kind) {
+	case PSC_CONTINUE:
+		return psc_notify_continue(fd, n->id);
+	case PSC_ERROR:
+		return psc_notify_error(fd, n->id, answer->error);
+	case PSC_VALUE:
+		return psc_notify_value(fd, n->id, answer->value);
+	case PSC_KILL:
+		return kill_or_deny(fd, n);
+	default:
+		return -EINVAL;
+	}
+}
+
+static void account(struct psc_stats *stats, const struct psc_event *event, enum psc_answer_kind kind,
+		    int64_t answered_ns, int r)
+{
+	if (!stats)
+		return;
+	if (r >= 0)
+		record(stats, event, kind, answered_ns - event->received_ns);
+	else if (r == -ENOENT)
+		count(&stats->gone);
+}
+
+static int answer_as(struct psc_inbox *inbox, pid_t tid, struct psc_event *event, const struct psc_answer *answer,
+		     struct psc_stats *stats)
+{
+	int64_t answered_ns = now_ns();
+	int slot = psc_slot_enter(inbox, tid), r;
+
+	if (slot < 0)
+		return -EUSERS;
+	r = psc_event_alive(inbox, event) ? send_answer(event_fd(event), &event->notif.n, answer) : -ENOENT;
+	psc_slot_leave(inbox, slot);
+	account(stats, event, answer->kind, answered_ns, r);
+	return r;
+}
+
+int psc_event_answer(struct psc_inbox *inbox, struct psc_event *event, const struct psc_answer *answer,
+		     struct psc_stats *stats)
+{
+	return answer_as(inbox, gettid(), event, answer, stats);
+}
+
+int psc_event_valid(struct psc_inbox *inbox, const struct psc_event *event)
+{
+	int slot = psc_slot_enter(inbox, gettid()), r;
+
+	if (slot < 0)
+		return -EUSERS;
+	r = psc_event_alive(inbox, event) ? psc_notify_valid(event_fd(event), event->notif.n.id) : -ENOENT;
+	psc_slot_leave(inbox, slot);
+	return r;
+}
+
+int psc_event_addfd(struct psc_inbox *inbox, const struct psc_event *event, int source, int at, unsigned int flags,
+		    struct psc_stats *stats)
+{
+	int64_t answered_ns = now_ns();
+	int slot = psc_slot_enter(inbox, gettid()), r;
+
+	if (slot < 0)
+		return -EUSERS;
+	r = psc_event_alive(inbox, event) ?
+		    psc_notify_addfd(event_fd(event), event->notif.n.id, source, at, flags) :
+		    -ENOENT;
+	psc_slot_leave(inbox, slot);
+	if (flags & PSC_ADDFD_SEND)
+		account(stats, event, PSC_VALUE, answered_ns, r);
+	return r;
+}
+
+/* Not in a slot while reading: that can wait for the target's memory. */
+ssize_t psc_event_read(struct psc_inbox *inbox, const struct psc_event *event, uint64_t addr, void *ret_data,
+		       size_t size)
+{
+	ssize_t got = psc_notify_peek(&event->notif.n, addr, ret_data, size);
+	int r = psc_event_valid(inbox, event);
+
+	return r < 0 ? r : got;
+}
+
+ssize_t psc_event_read_string(struct psc_inbox *inbox, const struct psc_event *event, uint64_t addr,
+			      char *ret_data, size_t size)
+{
+	ssize_t got = psc_notify_peek_string(&event->notif.n, addr, ret_data, size);
+	int r = psc_event_valid(inbox, event);
+
+	return r < 0 ? r : got;
+}
+
+/* -------------------------------------------------------------------- loop */
+
+/* What became of an answer that its caller cannot ask for: that the target is gone
+ * is counted; that the kill was denied, too (the call then failed with EPERM). */
+static bool goes_on(int r)
+{
+	return r >= 0 || r == -ENOENT || r == -EINPROGRESS || r == -EPERM || r == -ESRCH;
+}
+
+int psc_serve(struct psc_inbox *inbox, const struct psc_table *table, struct psc_stats *stats,
+	      struct psc_event *event)
+{
+	pid_t tid = gettid();
+	int r;
+
+	if (event->due) {
+		event->due = false;
+		r = answer_as(inbox, tid, event, &event->answer, stats);
+		if (!goes_on(r))
+			return r;
+	}
+	for (;;) {
+		r = psc_inbox_receive_as(inbox, tid, -1, event);
+		if (r < 0)
+			return r;
+		event->answer = psc_table_decide(table, &event->notif.n.data);
+		if (event->answer.kind == PSC_HOLD)
+			return 1;
+		r = answer_as(inbox, tid, event, &event->answer, stats);
+		if (!goes_on(r))
+			return r;
+	}
+}

@@ -1,0 +1,260 @@
+"""Notifications of trapped system calls, and what receives them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import importlib
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Protocol, cast
+
+from pyseccomp import _core
+from pyseccomp.errors import ReceiveTimeoutError
+from pyseccomp.responder import Responder, allow, deny, kill, reply
+
+_READ_LIMIT = 1 << 20
+_NS = 1_000_000_000
+
+
+class _HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+class Notification(_core.Event):
+    """One system call that waits for an answer.
+
+    The task sleeps in the call until one of :meth:`allow`, :meth:`deny`, :meth:`reply`, :meth:`kill` or
+    ``add_fd(send=True)`` is called, once; until a signal interrupts it; or until the listener is closed. One that is
+    dropped unanswered fails with EPERM, and Python warns with ResourceWarning.
+
+    ``pid`` is the *thread* id in this process's pid namespace, 0 when that namespace cannot see the task.
+    """
+
+    __slots__ = ()
+
+    @property
+    def syscall(self) -> str:
+        """The name of the system call, or ``syscall_N`` where it has none."""
+        return _syscall_name(self.nr, self.arch)
+
+    def valid(self) -> bool:
+        """Ask the kernel whether the call still waits for an answer; False once it was answered."""
+        return self._valid()
+
+    def read(self, addr: int, size: int) -> bytes:
+        """Read memory of the task; at most 1 MiB, and fewer bytes than asked for where its mapping ends.
+
+        The bytes were the task's: its id is checked after the read. They need not stay so: other threads of the target
+        can write while the call waits.
+
+        Raises:
+            NotificationGoneError: the call is over; nothing that was read can be believed.
+            NotificationError: nothing is readable there (EFAULT), or access is denied (EPERM).
+        """
+        if not 0 <= size <= _READ_LIMIT:
+            raise ValueError(f"a read is 0 to {_READ_LIMIT} bytes, got {size}")
+        return self._read(_address(addr), size)
+
+    def read_string(self, addr: int, limit: int = 4096) -> bytes:
+        """Read memory of the task up to a NUL, which is left out; checked like :meth:`read`.
+
+        Raises:
+            NotificationGoneError: the call is over.
+            NotificationError: no NUL within ``limit`` bytes (ENAMETOOLONG), EFAULT, EPERM.
+        """
+        if not 0 <= limit < _READ_LIMIT:
+            raise ValueError(f"a limit is 0 to {_READ_LIMIT - 1} bytes, got {limit}")
+        return self._read_string(_address(addr), limit)
+
+    def allow(self) -> None:
+        """Let the kernel carry the call out as if there were no filter.
+
+        This is no security decision about anything behind a pointer: between a look at the target's memory and the
+        kernel's own, another thread of the target (or anybody who shares the memory) can change it. Sound uses are calls
+        that registers alone decide, calls that some other filter or the kernel's own permissions restrict as well, and
+        observation.
+
+        Raises:
+            NotificationGoneError: the call is over.
+            NotificationError: it was answered before (EINPROGRESS).
+        """
+        self._answer(allow(), "allow")
+
+    def deny(self, error: int = errno.EPERM) -> None:
+        """Make the call fail with an errno; it is not carried out.
+
+        Raises: as :meth:`allow`; ValueError for a number that is no errno.
+        """
+        self._answer(deny(error), "deny")
+
+    def reply(self, value: int) -> None:
+        """Make the call return value; it is not carried out.
+
+        A value of -4095 to -1 is what libc takes for an error. Raises: as :meth:`allow`.
+        """
+        self._answer(reply(value), "reply to")
+
+    def add_fd(
+        self, fd: int | _HasFileno, *, target_fd: int | None = None, cloexec: bool = True, send: bool = False
+    ) -> int:
+        """Put a copy of fd into the target and return its number there.
+
+        Args:
+            target_fd: the number to use (what is open there is closed); None for the lowest free one.
+            cloexec: whether the target's copy closes on exec.
+            send: answer the call with that number in the same step, so that no fd is left behind when the call was
+                interrupted in between (Linux 5.14).
+
+        Raises:
+            NotificationGoneError: the call is over.
+            NotificationError: fd is not open (EBADF), the target's limit is reached (EMFILE), answered (EINPROGRESS).
+            UnsupportedError: ``send`` before Linux 5.14.
+        """
+        number = fd if isinstance(fd, int) else fd.fileno()
+        if target_fd is not None and not 0 <= target_fd < 1 << 31:
+            raise ValueError(f"target_fd is a file descriptor number or None, got {target_fd}")
+        return self._add_fd(number, -1 if target_fd is None else target_fd, cloexec, send)
+
+    def kill(self) -> None:
+        """Kill the whole process of the task (SIGKILL); the call is never carried out.
+
+        The process is reached through a pidfd, and the call is seen to wait still after that was opened, so no other
+        process can be hit.
+
+        Raises:
+            NotificationGoneError: the call is over; nobody was killed.
+            NotificationError: the kill was denied; the call was made to fail with EPERM instead.
+        """
+        self._answer(kill(), "kill the process of")
+
+    def __repr__(self) -> str:
+        state = "answered" if self.answered else "waiting"
+        return f"<Notification {self.id:#x} {self.syscall}{self.args} by task {self.pid}: {state}>"
+
+
+def _address(addr: int) -> int:
+    if not 0 <= addr < 1 << 64:
+        raise ValueError(f"an address is 0 to 2**64 - 1, got {addr}")
+    return addr
+
+
+def _syscall_name(nr: int, arch: int) -> str:
+    try:
+        syscalls = importlib.import_module("pyseccomp.syscalls")
+    except ImportError:
+        return f"syscall_{nr}"
+    return syscalls.name(nr, arch) or f"syscall_{nr}"
+
+
+@functools.cache
+def _wake_signal() -> int:
+    return _core.install_wake_signal()
+
+
+def new_inbox() -> _core.Inbox:
+    """Make an inbox whose events are Notifications; the first one takes the process's highest free real-time signal."""
+    return _core.Inbox(_wake_signal(), Notification)
+
+
+class Receiver:
+    """What receives from the listeners in ``_inbox``: base of the objects that own listeners.
+
+    Any number of threads may receive at once; each notification goes to one of them. Listeners whose last task is gone
+    leave the inbox by themselves.
+    """
+
+    _inbox: _core.Inbox
+    _stop_hooks: tuple[Callable[[], object], ...] = ()
+
+    def receive(self, timeout: float | None = None) -> Notification:
+        """Wait for the next notification, at most timeout seconds (0: only look).
+
+        Waits without the GIL; signal handlers run, so Ctrl-C works.
+
+        Raises:
+            ReceiveTimeoutError: none came in time (a TimeoutError).
+            ReceiveStoppedError: :meth:`stop` was called meanwhile, or just before while nobody waited.
+            TargetsGoneError: no task is left under any listener.
+            NotificationError: there never was a listener (ENOTCONN).
+        """
+        event = self._inbox.receive(_nanoseconds(timeout))
+        if event is None:
+            raise ReceiveTimeoutError(errno.ETIMEDOUT, f"no notification came within {timeout} s")
+        return cast(Notification, event)
+
+    def __iter__(self) -> Iterator[Notification]:
+        """Receive until no task is left or :meth:`stop` is called."""
+        return cast(Iterator[Notification], self._inbox.stay())
+
+    def __aiter__(self) -> AsyncIterator[Notification]:
+        """Receive in an asyncio loop, until no task is left or :meth:`stop` is called.
+
+        Notifications are taken one at a time, when asked for: those not yet taken wait in the kernel, and their tasks
+        with them. That is the back-pressure.
+        """
+        return _receive_async(self)
+
+    def serve(self, responder: Responder) -> bool:
+        """Answer notifications by the responder; True if :meth:`stop` ended it, False if no task was left.
+
+        What the responder answers without Python is answered without the GIL, whatever other Python threads do. Rules
+        are those at the time of this call.
+
+        Raises: NotificationError: there never was a listener (ENOTCONN).
+        """
+        table, stats, call = responder._compile()
+        return self._inbox.serve(table, stats, call, responder.fallback, responder._report)
+
+    def stop(self) -> None:
+        """End every :meth:`serve`, iteration and :meth:`receive` under way; with none, the next one ends at once.
+
+        May be called by any thread, by a callback and by a Python signal handler.
+
+        Raises: NotificationError: a receiving thread has the wake-up signal blocked (ETIMEDOUT); it stops after its next
+        notification.
+        """
+        try:
+            self._inbox.stop()
+        finally:
+            for hook in self._stop_hooks:
+                hook()
+
+
+def _nanoseconds(timeout: float | None) -> int:
+    if timeout is None:
+        return -1
+    if not 0 <= timeout <= 1e9:
+        raise ValueError(f"a timeout is 0 to 1e9 seconds, or None, got {timeout}")
+    return int(timeout * _NS)
+
+
+async def _receive_async(receiver: Receiver) -> AsyncIterator[Notification]:
+    """Yield notifications; the loop watches the inbox's epoll fd while there is none."""
+    loop = asyncio.get_running_loop()
+    stay = receiver._inbox.stay()
+    fd = receiver._inbox.epoll_fd
+    ready = asyncio.Event()
+
+    def wake() -> None:
+        loop.call_soon_threadsafe(ready.set)
+
+    receiver._stop_hooks += (wake,)
+    try:
+        while True:
+            try:
+                event: Any = stay.receive(0)
+            except StopIteration:
+                return
+            if event is not None:
+                yield event
+                continue
+            ready.clear()
+            loop.add_reader(fd, ready.set)
+            try:
+                await ready.wait()
+            finally:
+                loop.remove_reader(fd)
+    finally:
+        receiver._stop_hooks = tuple(hook for hook in receiver._stop_hooks if hook is not wake)
+        stay.close()
