@@ -591,21 +591,33 @@ static uint32_t search(struct optimizer *o, const struct sequence *s)
 	return test;
 }
 
-/* The share of first..last (inclusive) that has a weight. */
+/* Where an ABI's numbers start. */
+static uint32_t first_number(uint32_t token)
+{
+	for (int arch = 0; arch < PSC_ARCH_COUNT; arch++)
+		if (psc_arch_token(arch) == token && (token & 0xffff) == 8) /* EM_MIPS: 4000, 5000 or 6000 */
+			return (uint32_t)psc_syscall_number(arch, psc_syscall_id("read")) / 1000 * 1000;
+	return 0;
+}
+
+/* How many of the NUMBERS from base on lie in first..last. */
+static double overlap(uint32_t base, uint32_t first, uint32_t last)
+{
+	uint32_t from = first > base ? first : base;
+	uint32_t to = last < base + NUMBERS - 1 ? last : base + NUMBERS - 1;
+
+	return from <= to ? to - from + 1 : 0;
+}
+
+/* What the numbers first..last (inclusive) weigh. */
 static double number_weight(const struct optimizer *o, uint32_t token, uint32_t first, uint32_t last)
 {
 	const struct psc_compile_options *options = o->options;
-	static const uint32_t bases[] = { 0, 4000, 5000, 6000, PSC_X32_BIT };
-	double weight = 1e-6;
+	double weight = 1e-6 + overlap(first_number(token), first, last);
 	size_t lo = 0, hi = options->weight_count;
 
-	for (size_t i = 0; i < psc_array_size(bases); i++) {
-		uint32_t from = first > bases[i] ? first : bases[i];
-		uint32_t to = last < bases[i] + NUMBERS - 1 ? last : bases[i] + NUMBERS - 1;
-
-		if (from <= to)
-			weight += to - from + 1;
-	}
+	if (token == psc_arch_token(PSC_ARCH_X86_64))
+		weight += 1e-3 * overlap(PSC_X32_BIT, first, last);
 	if (options->optimize != PSC_OPTIMIZE_PROFILE)
 		return weight;
 	weight *= 1e-6; /* what was never seen still is to be found */
