@@ -33,6 +33,10 @@ cdef extern from "psc.h" nogil:
         uint32_t executed
     int psc_program_run(const sock_filter *insns, size_t len, const seccomp_data *data, psc_decision *ret_decision)
 
+    # equivalence
+    int psc_program_difference(const sock_filter *a, size_t a_len, const sock_filter *b, size_t b_len,
+                               seccomp_data *ret_data)
+
     # syscalls
     enum psc_arch:
         PSC_ARCH_COUNT
