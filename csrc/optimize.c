@@ -22,6 +22,7 @@
 
 #define NO_TEST UINT32_MAX
 #define NUMBERS 470       /* an average table's span, what "averaged over numbers" means */
+#define UNIFIED 424       /* calls from here on have one number on (nearly) all ABIs */
 #define MAX_SEARCH 512    /* runs for the searches that are not linear */
 #define SIZE_WEIGHT 1e-4  /* what an instruction costs against an executed one, in search_depth() */
 
@@ -46,6 +47,8 @@ struct optimizer {
 	struct tests *tests;
 	uint32_t *lowered; /* by diagram node: its test, or NO_TEST */
 	uint32_t token;    /* of the number node being lowered */
+	uint32_t mask;     /* under which the numbers of all ABIs are tested, see share_x32() */
+	bool several;      /* ABIs of more than one token */
 	int error;
 };
 
@@ -244,6 +247,24 @@ static int cut(const struct sequence *s, struct segment *ret_segments, size_t *r
 	return 0;
 }
 
+static int sequence_size(const struct sequence *s, uint32_t *ret_size)
+{
+	_cleanup_free_ struct segment *segments = malloc(s->count * sizeof(*segments));
+	size_t count;
+
+	return segments ? cut(s, segments, &count, ret_size) : -ENOMEM;
+}
+
+static void push_run(struct sequence *s, struct run run)
+{
+	struct run *last = s->count ? &s->runs[s->count - 1] : NULL;
+
+	if (last && last->target == run.target && last->other == run.other)
+		last->weight += run.weight;
+	else
+		s->runs[s->count++] = run;
+}
+
 /* ---- the tree over segments */
 
 struct tree {
@@ -321,13 +342,28 @@ static uint32_t build_tree(const struct tree *tree, size_t i, size_t j)
 	return branch(tree->o, tree->s, BPF_JGE, tree->s->runs[tree->segments[m].first].start, right, left);
 }
 
+/* The first segment of the numbers that all tables have in common. A tree of
+ * several ABIs is divided there first: what is beyond then is one shared subtree. */
+static size_t unified_segment(const struct optimizer *o, const struct sequence *s, const struct segment *segments,
+			      size_t count)
+{
+	size_t i = 0;
+
+	if (s->word != WORD_NR || !o->several)
+		return 0;
+	while (i < count && s->runs[segments[i].first].start < UNIFIED)
+		i++;
+	return i < count ? i : 0;
+}
+
 static int search_size(struct optimizer *o, const struct sequence *s, uint32_t *ret_test)
 {
 	_cleanup_free_ struct segment *segments = malloc(s->count * sizeof(*segments));
 	_cleanup_free_ double *sums = malloc((s->count + 1) * sizeof(*sums));
 	_cleanup_free_ uint16_t *roots = NULL;
 	struct tree tree = { .o = o, .s = s, .segments = segments, .sums = sums };
-	uint32_t size;
+	uint32_t size, above;
+	size_t unified;
 	int r;
 
 	if (!segments || !sums)
@@ -346,7 +382,14 @@ static int search_size(struct optimizer *o, const struct sequence *s, uint32_t *
 		if (r < 0)
 			return r;
 	}
-	*ret_test = build_tree(&tree, 0, tree.count - 1);
+	unified = unified_segment(o, s, segments, tree.count);
+	if (unified == 0) {
+		*ret_test = build_tree(&tree, 0, tree.count - 1);
+		return 0;
+	}
+	above = build_tree(&tree, unified, tree.count - 1);
+	*ret_test = branch(o, s, BPF_JGE, s->runs[segments[unified].first].start, above,
+			   build_tree(&tree, 0, unified - 1));
 	return 0;
 }
 
@@ -443,7 +486,82 @@ static int search_depth(struct optimizer *o, const struct sequence *s, uint32_t 
 /* A word under a mask that is asked only whether it is 0: JSET on the raw word. */
 static bool is_bit_test(const struct sequence *s)
 {
-	return s->mask != RAW && s->count == 2 && s->runs[1].start <= (s->mask & -s->mask);
+	return s->word >= WORD_ARG0_HIGH && s->mask != RAW && s->count == 2 && s->runs[1].start <= (s->mask & -s->mask);
+}
+
+static bool has_single(const struct sequence *s, uint32_t number, uint32_t target)
+{
+	size_t lo = 0, hi = s->count;
+
+	while (lo < hi) {
+		size_t mid = (lo + hi) / 2;
+
+		if (s->runs[mid].start < number)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo < s->count && s->runs[lo].start == number && s->runs[lo].target == target &&
+	       (is_single(s, lo) || number == UINT32_MAX);
+}
+
+/* Bits such that 0 and every sum of them are single numbers of one target: all
+ * those numbers are what JSET ~bits does not take. 0 if there are none. */
+static uint32_t find_cube(const struct sequence *s)
+{
+	uint32_t target = s->runs[0].target, bits = 0;
+
+	for (int bit = 0; bit < 32 && __builtin_popcount(bits) < 12; bit++) {
+		uint32_t more = 1U << bit, sum = bits;
+		bool all = has_single(s, 0, target);
+
+		for (; all; sum = (sum - 1) & bits) {
+			all = has_single(s, sum | more, target);
+			if (sum == 0)
+				break;
+		}
+		if (all)
+			bits |= more;
+	}
+	return bits;
+}
+
+/* A sequence without the numbers of a cube: they go with their neighbours. */
+static void without_cube(const struct sequence *s, uint32_t bits, struct sequence *ret)
+{
+	for (size_t i = 0; i < s->count; i++) {
+		struct run run = s->runs[i];
+		bool gone = !(run.start & ~bits) && run.target == s->runs[0].target;
+
+		if (gone && ret->count == 0)
+			run.target = s->runs[1].target;
+		else if (gone)
+			run.target = ret->runs[ret->count - 1].target;
+		push_run(ret, run);
+	}
+}
+
+/* Take a cube of numbers out by one JSET where that makes it smaller. */
+static uint32_t search_cube(struct optimizer *o, const struct sequence *s)
+{
+	uint32_t bits = s->word >= WORD_ARG0_HIGH && s->mask == RAW && s->count > 2 ? find_cube(s) : 0;
+	_cleanup_free_ struct run *runs = NULL;
+	struct sequence rest = { s->word, s->mask, NULL, 0 };
+	uint32_t with, without, test = NO_TEST;
+	int r;
+
+	if (!bits)
+		return NO_TEST;
+	rest.runs = runs = malloc(s->count * sizeof(*runs));
+	if (!runs)
+		return NO_TEST;
+	without_cube(s, bits, &rest);
+	r = sequence_size(s, &without);
+	if (r >= 0)
+		r = sequence_size(&rest, &with);
+	if (r >= 0 && with + 1 < without)
+		r = search_size(o, &rest, &test);
+	return r < 0 || test == NO_TEST ? NO_TEST : branch(o, s, BPF_JSET, ~bits, test, s->runs[0].target);
 }
 
 static uint32_t search(struct optimizer *o, const struct sequence *s)
@@ -459,6 +577,11 @@ static uint32_t search(struct optimizer *o, const struct sequence *s)
 		raw.mask = RAW;
 		return branch(o, &raw, BPF_JSET, s->mask, s->runs[1].target, s->runs[0].target);
 	}
+	if (o->options->optimize == PSC_OPTIMIZE_SIZE) {
+		test = search_cube(o, s);
+		if (test != NO_TEST)
+			return test;
+	}
 	if (o->options->optimize == PSC_OPTIMIZE_SIZE || s->count > MAX_SEARCH)
 		r = search_size(o, s, &test);
 	else
@@ -468,21 +591,33 @@ static uint32_t search(struct optimizer *o, const struct sequence *s)
 	return test;
 }
 
-/* The share of first..last (inclusive) that has a weight. */
+/* Where an ABI's numbers start. */
+static uint32_t first_number(uint32_t token)
+{
+	for (int arch = 0; arch < PSC_ARCH_COUNT; arch++)
+		if (psc_arch_token(arch) == token && (token & 0xffff) == 8) /* EM_MIPS: 4000, 5000 or 6000 */
+			return (uint32_t)psc_syscall_number(arch, psc_syscall_id("read")) / 1000 * 1000;
+	return 0;
+}
+
+/* How many of the NUMBERS from base on lie in first..last. */
+static double overlap(uint32_t base, uint32_t first, uint32_t last)
+{
+	uint32_t from = first > base ? first : base;
+	uint32_t to = last < base + NUMBERS - 1 ? last : base + NUMBERS - 1;
+
+	return from <= to ? to - from + 1 : 0;
+}
+
+/* What the numbers first..last (inclusive) weigh. */
 static double number_weight(const struct optimizer *o, uint32_t token, uint32_t first, uint32_t last)
 {
 	const struct psc_compile_options *options = o->options;
-	static const uint32_t bases[] = { 0, 4000, 5000, 6000, PSC_X32_BIT };
-	double weight = 1e-6;
+	double weight = 1e-6 + overlap(first_number(token), first, last);
 	size_t lo = 0, hi = options->weight_count;
 
-	for (size_t i = 0; i < psc_array_size(bases); i++) {
-		uint32_t from = first > bases[i] ? first : bases[i];
-		uint32_t to = last < bases[i] + NUMBERS - 1 ? last : bases[i] + NUMBERS - 1;
-
-		if (from <= to)
-			weight += to - from + 1;
-	}
+	if (token == psc_arch_token(PSC_ARCH_X86_64))
+		weight += 1e-3 * overlap(PSC_X32_BIT, first, last);
 	if (options->optimize != PSC_OPTIMIZE_PROFILE)
 		return weight;
 	weight *= 1e-6; /* what was never seen still is to be found */
@@ -507,6 +642,30 @@ static double number_weight(const struct optimizer *o, uint32_t token, uint32_t 
 
 static uint32_t lower(struct optimizer *o, uint32_t node);
 
+/* Number nodes of the ABIs: x86_64 first, for it decides on the mask. */
+static void open_arches(struct optimizer *o, const struct dd_node *node, const struct dd_edge *edges)
+{
+	const uint32_t first = psc_arch_token(PSC_ARCH_X86_64);
+
+	o->several = node->count > 3;
+	for (uint32_t i = 0; i < node->count; i++) {
+		if (edges[i].start != first)
+			continue;
+		o->token = first;
+		lower(o, edges[i].child);
+	}
+}
+
+/* An ABI's share: a profile's, or all of it for the native one. */
+static double arch_weight(const struct optimizer *o, uint32_t token)
+{
+	int native = psc_arch_native();
+
+	if (o->options->optimize == PSC_OPTIMIZE_PROFILE)
+		return number_weight(o, token, 0, UINT32_MAX);
+	return native >= 0 && psc_arch_token(native) == token ? 1000 : 1;
+}
+
 /* Lower the children of a node and join neighbours that came out equal. */
 static int open_sequence(struct optimizer *o, const struct dd_node *node, struct sequence *ret)
 {
@@ -516,6 +675,8 @@ static int open_sequence(struct optimizer *o, const struct dd_node *node, struct
 
 	if (!runs)
 		return -ENOMEM;
+	if (psc_var_word(node->var) == WORD_ARCH)
+		open_arches(o, node, edges);
 	for (uint32_t i = 0; i < node->count; i++) {
 		uint32_t last = i + 1 < node->count ? edges[i + 1].start - 1 : UINT32_MAX;
 		double weight = 1;
@@ -526,8 +687,8 @@ static int open_sequence(struct optimizer *o, const struct dd_node *node, struct
 		target = lower(o, edges[i].child);
 		if (psc_var_word(node->var) == WORD_NR)
 			weight = number_weight(o, o->token, edges[i].start, last);
-		if (psc_var_word(node->var) == WORD_ARCH && o->options->optimize == PSC_OPTIMIZE_PROFILE)
-			weight = number_weight(o, edges[i].start, 0, UINT32_MAX);
+		if (psc_var_word(node->var) == WORD_ARCH)
+			weight = arch_weight(o, edges[i].start);
 		if (count > 0 && runs[count - 1].target == target)
 			runs[count - 1].weight += weight;
 		else
@@ -545,16 +706,6 @@ static size_t x32_begins(const struct sequence *s)
 	while (i < s->count && s->runs[i].start < PSC_X32_BIT)
 		i++;
 	return i;
-}
-
-static void push_run(struct sequence *s, struct run run)
-{
-	struct run *last = s->count ? &s->runs[s->count - 1] : NULL;
-
-	if (last && last->target == run.target && last->other == run.other)
-		last->weight += run.weight;
-	else
-		s->runs[s->count++] = run;
 }
 
 /* Runs of x32 (bit set, from 0x40000000) beside those of x86_64: where both do
@@ -577,14 +728,6 @@ static void pair_runs(const struct sequence *s, size_t split, uint32_t shared, s
 		high += next_high == next;
 		start = next;
 	}
-}
-
-static int sequence_size(const struct sequence *s, uint32_t *ret_size)
-{
-	_cleanup_free_ struct segment *segments = malloc(s->count * sizeof(*segments));
-	size_t count;
-
-	return segments ? cut(s, segments, &count, ret_size) : -ENOMEM;
 }
 
 /* Lower numbers of x86_64 and x32 with a shared tree; NO_TEST if that is not smaller. */
@@ -616,6 +759,7 @@ static uint32_t share_x32(struct optimizer *o, const struct sequence *s)
 	}
 	if (below + beside + 2 >= whole)
 		return NO_TEST;
+	o->mask = low.mask;
 	tree = search(o, &low);
 	for (size_t i = 0; i < high.count; i++)
 		if (high.runs[i].other == NO_TEST - 1)
@@ -623,6 +767,28 @@ static uint32_t share_x32(struct optimizer *o, const struct sequence *s)
 	return branch(o, &bit, BPF_JSET, PSC_X32_BIT, search(o, &high),
 		      psc_tests_add(o->tests, (struct test){ .kind = TEST_ASSUME, .word = WORD_NR, .mask = ~PSC_X32_BIT,
 							     .t = tree }));
+}
+
+/* Numbers of another ABI beside those of x86_64 under the mask: tested under its
+ * name, too, so that equal subtrees are one. The number itself is not masked;
+ * tests ask for what the accumulator holds, whatever it is called. */
+static uint32_t search_alike(struct optimizer *o, const struct sequence *s)
+{
+	struct sequence named = *s;
+	struct test root;
+	uint32_t test;
+
+	named.mask = o->mask;
+	test = search(o, &named);
+	if (test == NO_TEST)
+		return NO_TEST;
+	root = o->tests->nodes[test];
+	if (root.kind != TEST_BRANCH || root.word != WORD_NR)
+		return test;
+	root.mask = RAW;
+	root.t = psc_tests_add(o->tests, (struct test){ .kind = TEST_ASSUME, .word = WORD_NR, .mask = o->mask, .t = root.t });
+	root.f = psc_tests_add(o->tests, (struct test){ .kind = TEST_ASSUME, .word = WORD_NR, .mask = o->mask, .t = root.f });
+	return psc_tests_add(o->tests, root);
 }
 
 static uint32_t lower_node(struct optimizer *o, const struct dd_node *node)
@@ -640,7 +806,7 @@ static uint32_t lower_node(struct optimizer *o, const struct dd_node *node)
 		    o->token == psc_arch_token(PSC_ARCH_X86_64) && s.runs[s.count - 1].start > PSC_X32_BIT)
 			test = share_x32(o, &s);
 		if (test == NO_TEST)
-			test = search(o, &s);
+			test = s.word == WORD_NR && o->mask != RAW ? search_alike(o, &s) : search(o, &s);
 	}
 	free(s.runs);
 	return test;
@@ -663,7 +829,7 @@ int psc_optimize(const struct dd *dd, uint32_t root, const struct psc_compile_op
 		 uint32_t *ret_root)
 {
 	_cleanup_free_ uint32_t *lowered = malloc(dd->count * sizeof(*lowered));
-	struct optimizer o = { .dd = dd, .options = options, .tests = tests, .lowered = lowered };
+	struct optimizer o = { .dd = dd, .options = options, .tests = tests, .lowered = lowered, .mask = RAW };
 	uint32_t test;
 
 	if (!lowered)

@@ -261,6 +261,15 @@ PSC_MUST_CHECK int psc_attach(const struct psc_attach_options *options, struct p
 
 /* Frees the list of threads; the listeners are the caller's. */
 void psc_attach_result_destroy(struct psc_attach_result *result);
+/* ------------------------------------------------------------- equivalence */
+
+/* Compare two programs over all inputs. 0: they answer every call alike, in what
+ * the kernel makes of the answers. 1: they do not, and *ret_data is a call that
+ * tells them apart. -EINVAL: one does not pass psc_program_check(). -E2BIG: too
+ * hard to decide (arithmetic on arguments); compilers do not emit such. */
+PSC_MUST_CHECK int psc_program_difference(const struct sock_filter *a, size_t a_len, const struct sock_filter *b,
+					  size_t b_len, struct seccomp_data *ret_data);
+
 /* ---------------------------------------------------------------- syscalls */
 
 /* The ABIs a program can serve. x32 shares its AUDIT_ARCH token with x86_64

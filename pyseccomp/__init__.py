@@ -26,6 +26,7 @@ from pyseccomp.actions import (
     Condition as Condition,
     In as In,
 )
+from pyseccomp.equivalence import Difference as Difference, difference as difference, equivalent as equivalent
 from pyseccomp.policy import Policy as Policy, Rule as Rule
 from pyseccomp.program import Decision as Decision, Program as Program
 from pyseccomp.syscalls import Arch as Arch

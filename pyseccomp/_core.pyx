@@ -171,6 +171,28 @@ def attach(int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_pri
         )
     finally:
         cpsc.psc_attach_result_destroy(&result)
+# --------------------------------------------------------------- equivalence
+
+def difference(const uint8_t[::1] a, const uint8_t[::1] b) -> tuple[int, int, int, list[int]] | None:
+    """(nr, arch, ip, arguments) of a call that tells the programs apart, or None."""
+    cdef size_t a_len = 0, b_len = 0
+    cdef const cpsc.sock_filter *first = _insns(a, &a_len)
+    cdef const cpsc.sock_filter *second = _insns(b, &b_len)
+    cdef cpsc.seccomp_data data
+    cdef int r
+    with nogil:
+        r = cpsc.psc_program_difference(first, a_len, second, b_len, &data)
+    if r == 0:
+        return None
+    if r == 1:
+        return data.nr & 0xFFFFFFFF, data.arch, data.instruction_pointer, [data.args[i] for i in range(6)]
+    if r == -errno.ENOMEM:
+        raise MemoryError
+    if r == -errno.E2BIG:
+        raise ProgramError("the programs cannot be compared: they calculate with arguments in ways too many to follow")
+    raise ProgramError("a program does not pass the kernel's check; nothing was compared")
+
+
 # ------------------------------------------------------------------ syscalls
 
 def arch_table() -> list[tuple[str, int, bool, bool]]:

@@ -201,6 +201,8 @@ class Arg(Condition):
     def _check_possible(self) -> None:
         limit = 1 << self.bits
         a, b = self.a % limit, self.b % limit
+        if self.op == MASKED_EQ and self.signed:
+            raise PolicyError(f"argument {self.index} MASKED_EQ: bits have no order, signed or not")
         if self.op == MASKED_EQ and b & ~a:
             raise PolicyError(
                 f"argument {self.index} MASKED_EQ: the value {b:#x} has bits outside the mask {a:#x}, so it can never match"

@@ -109,6 +109,10 @@ cdef extern from "psc.h" nogil:
         int other_tracer
     int psc_attach(const psc_attach_options *options, psc_attach_result *ret_result)
     void psc_attach_result_destroy(psc_attach_result *result)
+    # equivalence
+    int psc_program_difference(const sock_filter *a, size_t a_len, const sock_filter *b, size_t b_len,
+                               seccomp_data *ret_data)
+
     # syscalls
     enum psc_arch:
         PSC_ARCH_COUNT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,7 +92,8 @@ class Program:
         """Answer one call as the kernel would.
 
         syscall is a name or the number as the kernel would show it (x32's with bit 30 set); missing args are 0, negative
-        ones stand for their two's complement in 64 bits.
+        ones stand for their two's complement in 64 bits. On an architecture of the other byte order the halves of each
+        argument change places, as they do there.
 
         Raises:
             UnknownSyscallError: the architecture has no call of that name.
@@ -107,7 +109,9 @@ class Program:
             if not -1 << 63 <= value < 1 << 64:
                 raise PolicyError(f"argument {value} does not fit 64 bits")
         signed = nr - (1 << 32) if nr >= 1 << 31 else nr
-        words = [value % (1 << 64) for value in args]
-        word, executed = _core.run_program(self._bytes, signed, where.token, ip % (1 << 64), words)
+        words = [value % (1 << 64) for value in (ip, *args)]
+        if where.big_endian != (sys.byteorder == "big"):
+            words = [value >> 32 | (value & 0xFFFFFFFF) << 32 for value in words]
+        word, executed = _core.run_program(self._bytes, signed, where.token, words[0], words[1:])
         action = Action(word)
         return Decision(action, action.data, executed)
