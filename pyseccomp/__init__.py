@@ -29,3 +29,6 @@ from pyseccomp.actions import (
 from pyseccomp.policy import Policy as Policy, Rule as Rule
 from pyseccomp.program import Decision as Decision, Program as Program
 from pyseccomp.syscalls import Arch as Arch
+
+# features
+from pyseccomp.features import Feature as Feature, features as features

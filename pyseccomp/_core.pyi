@@ -48,3 +48,6 @@ def compile_policy(
     optimize: int,
     weights: list[tuple[int, int, float]],
 ) -> bytes: ...
+# features: (errno or 0, signal or 0, value)
+FEATURE_COUNT: int
+def probe_feature(feature: int) -> tuple[int, int, int]: ...

@@ -266,3 +266,16 @@ def compile_policy(
     finally:
         cpsc.psc_policy_free(policy)
         free(terms)
+# ------------------------------------------------------------------ features
+
+FEATURE_COUNT = <int>cpsc.PSC_FEATURE_COUNT
+
+
+def probe_feature(int feature) -> tuple[int, int, int]:
+    cdef cpsc.psc_probe probe
+    cdef int r
+    with nogil:
+        r = cpsc.psc_feature_probe(<cpsc.psc_feature>feature, &probe)
+    if r < 0:
+        raise OSError(-r, os.strerror(-r))
+    return probe.error, probe.signal, probe.value

@@ -159,3 +159,11 @@ cdef extern from "psc.h" nogil:
                               size_t count)
     int psc_policy_compile(psc_policy *policy, const psc_compile_options *options, sock_filter **ret_insns,
                            size_t *ret_len)
+    # features
+    cdef enum psc_feature:
+        PSC_FEATURE_COUNT
+    cdef struct psc_probe:
+        int error
+        int signal
+        int64_t value
+    int psc_feature_probe(psc_feature feature, psc_probe *ret_probe)
