@@ -631,6 +631,54 @@ uint64_t psc_latency_floor(unsigned int bucket);
 PSC_MUST_CHECK int psc_serve(struct psc_inbox *inbox, const struct psc_table *table, struct psc_stats *stats,
 			     struct psc_event *event);
 
+/* ---------------------------------------------------------------- features
+ *
+ * What this kernel, this user and this container allow, tried for real. */
+
+enum psc_feature {
+	PSC_FEATURE_FILTER,	     /* load a filter under no_new_privs */
+	PSC_FEATURE_UNPRIVILEGED,    /* the same with every capability dropped */
+	PSC_FEATURE_FILTER_COUNT,    /* /proc tells the number of filters */
+	PSC_FEATURE_LOG,	     /* the action LOG and the flag LOG */
+	PSC_FEATURE_TSYNC,
+	PSC_FEATURE_TSYNC_ESRCH,     /* TSYNC and NEW_LISTENER together */
+	PSC_FEATURE_NOTIFY,	     /* a call notified and answered */
+	PSC_FEATURE_CONTINUE,
+	PSC_FEATURE_ADDFD,
+	PSC_FEATURE_ADDFD_SEND,
+	PSC_FEATURE_WAIT_KILLABLE,
+	PSC_FEATURE_SYNC_WAKE_UP,
+	PSC_FEATURE_LISTENER_ENDS,   /* POLLHUP as soon as the last target exited, not reaped */
+	PSC_FEATURE_PIDFD_OPEN,
+	PSC_FEATURE_PIDFD_GETFD,
+	PSC_FEATURE_PIDFD_THREAD,
+	PSC_FEATURE_PTRACE_CHILD,    /* seize, interrupt and see it stop */
+	PSC_FEATURE_PTRACE_OTHER,    /* the same user's process, not a descendant */
+	PSC_FEATURE_CAP_SYS_ADMIN,   /* effective, in the caller's user namespace */
+	PSC_FEATURE_CAP_SYS_PTRACE,
+	PSC_FEATURE_SUSPEND_SECCOMP,
+	PSC_FEATURE_GET_FILTER,
+	PSC_FEATURE_PROC_MEM,	     /* write to executable pages; value 1: always, 2: only while tracing */
+	PSC_FEATURE_MEMFD_SEALS,     /* FUTURE_WRITE with an older writable mapping, futex on a read-only one */
+	PSC_FEATURE_I386,
+	PSC_FEATURE_X32,
+	PSC_FEATURE_COUNT,
+};
+
+/* How a probe ended. error 0 and signal 0: it works. error: the errno that the
+ * kernel answered. signal: what killed the probe (SIGSYS: a filter above us). */
+struct psc_probe {
+	int error;
+	int signal;
+	int64_t value;
+};
+
+/* Try one feature in a child of its own, that no wait() of the program sees and
+ * that changes nothing in the caller. Waits: a few milliseconds, 5 seconds at
+ * most (*ret_probe then says ETIMEDOUT). Returns an error only if the trial
+ * itself could not be made: -EINVAL: no such feature; or that of pipe or clone. */
+PSC_MUST_CHECK int psc_feature_probe(enum psc_feature feature, struct psc_probe *ret_probe);
+
 #ifdef __cplusplus
 }
 #endif

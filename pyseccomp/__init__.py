@@ -42,3 +42,6 @@ from pyseccomp.responder import (
     kill as kill,
     reply as reply,
 )
+
+# features
+from pyseccomp.features import Feature as Feature, features as features

@@ -775,3 +775,16 @@ cdef class Stay:
         if r == -ECANCELED or r == -ESHUTDOWN:
             raise StopIteration
         raise _notify_error(r, "receive a notification")
+# ------------------------------------------------------------------ features
+
+FEATURE_COUNT = <int>cpsc.PSC_FEATURE_COUNT
+
+
+def probe_feature(int feature) -> tuple[int, int, int]:
+    cdef cpsc.psc_probe probe
+    cdef int r
+    with nogil:
+        r = cpsc.psc_feature_probe(<cpsc.psc_feature>feature, &probe)
+    if r < 0:
+        raise OSError(-r, os.strerror(-r))
+    return probe.error, probe.signal, probe.value

@@ -251,3 +251,11 @@ cdef extern from "psc.h" nogil:
 
 cdef extern from "errno.h" nogil:
     enum: ECANCELED  # libc.errno of Cython lacks it
+    # features
+    cdef enum psc_feature:
+        PSC_FEATURE_COUNT
+    cdef struct psc_probe:
+        int error
+        int signal
+        int64_t value
+    int psc_feature_probe(psc_feature feature, psc_probe *ret_probe)
