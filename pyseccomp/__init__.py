@@ -45,3 +45,37 @@ from pyseccomp.responder import (
 
 # features
 from pyseccomp.features import Feature as Feature, features as features
+
+# ---- filters
+from pyseccomp.attach import (
+    Attachment as Attachment,
+    AttachmentState as AttachmentState,
+    AttachResult as AttachResult,
+    ThreadOutcome as ThreadOutcome,
+)
+from pyseccomp.filter import Filter as Filter, FilterState as FilterState
+
+# ---- errors
+from pyseccomp.errors import (
+    AttachError as AttachError,
+    AttachTimeoutError as AttachTimeoutError,
+    FilterClosedError as FilterClosedError,
+    FilterFdError as FilterFdError,
+    KernelError as KernelError,
+    ListenerBusyError as ListenerBusyError,
+    NotPermittedError as NotPermittedError,
+    NotificationError as NotificationError,
+    NotificationGoneError as NotificationGoneError,
+    PartialAttachError as PartialAttachError,
+    PolicyError as PolicyError,
+    ProgramError as ProgramError,
+    ReceiveStoppedError as ReceiveStoppedError,
+    ReceiveTimeoutError as ReceiveTimeoutError,
+    SeccompError as SeccompError,
+    TargetBusyError as TargetBusyError,
+    TargetFilteredError as TargetFilteredError,
+    TargetGoneError as TargetGoneError,
+    TargetsGoneError as TargetsGoneError,
+    UnknownSyscallError as UnknownSyscallError,
+    UnsupportedError as UnsupportedError,
+)

@@ -1,0 +1,469 @@
+"""One filter on one process: how it got there, and what is true of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from pyseccomp import _core
+from pyseccomp.errors import (
+    AttachError,
+    AttachTimeoutError,
+    FilterClosedError,
+    KernelError,
+    ListenerBusyError,
+    NotPermittedError,
+    PartialAttachError,
+    TargetBusyError,
+    TargetFilteredError,
+    TargetGoneError,
+    UnsupportedError,
+)
+from pyseccomp.program import Program
+from pyseccomp.query import HasPid, State, TaskState, query
+
+if TYPE_CHECKING:
+    from pyseccomp.filter import Filter
+
+Target = int | HasPid
+
+_FLAG_TSYNC = 1 << 0
+_FLAG_LOG = 1 << 1
+_FLAG_NEW_LISTENER = 1 << 3
+_FLAG_WAIT_KILLABLE = 1 << 5
+
+_NO_NEW_PRIVS = {False: 0, True: 1, "auto": 2}  # enum psc_no_new_privs
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadOutcome:
+    """One thread of the target, before and after."""
+
+    tid: int
+    filters_before: int | None
+    """None when not known: the thread was born meanwhile, or before Linux 5.10."""
+    filters_after: int | None
+    """None when it ended before it could be asked, or before Linux 5.10."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachResult:
+    """What an attach did. All of it comes from the kernel."""
+
+    threads: tuple[ThreadOutcome, ...]
+    no_new_privs_set: bool
+    """True if the target's no_new_privs was set for it: it can gain no privileges by exec any more."""
+    suspended: bool
+    """True if earlier filters of the target were suspended while the call was made."""
+    stop_ns: int
+    """How long the target was stopped, in nanoseconds, from the first interrupt to the last release."""
+    residue: int
+    """Bytes of memory that stay mapped in the target because its filters forbid munmap; 0 otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachmentState:
+    """What is true of an attachment, by the kernel, at the time of the call."""
+
+    state: State
+    """"inactive": bound, nothing is in the target. "active": every live thread it is meant for carries it.
+    "dead": no thread of the target runs. "detached": it was activated, but some thread shows fewer filters."""
+    pid: int
+    task: TaskState
+
+
+class Attachment:
+    """A filter bound to one process. Made by :meth:`Filter.attach`; owns the listener, if the filter notifies.
+
+    Identity is a pidfd: a pid that is used again by another process is never taken for the target.
+    """
+
+    def __init__(
+        self,
+        filter: Filter,
+        pid: int,
+        pidfd: int,
+        threads: Literal["all", "one"],
+        no_new_privs: bool | Literal["auto"],
+        timeout: float,
+    ) -> None:
+        self._filter = filter
+        self._pidfd = pidfd
+        self._lock = threading.Lock()
+        self._listeners: tuple[int, ...] = ()
+        self.pid = pid
+        """The process, in this process's pid namespace. Its number may be used again after its death."""
+        self.threads = threads
+        self.no_new_privs = no_new_privs
+        self.timeout = timeout
+        self.result: AttachResult | None = None
+        """What :meth:`activate` did; None while inactive."""
+
+    @property
+    def filter(self) -> Filter:
+        """The filter that this attaches."""
+        return self._filter
+
+    @property
+    def activated(self) -> bool:
+        """True once :meth:`activate` has succeeded. What is true now, :meth:`query` tells."""
+        return self.result is not None
+
+    @property
+    def listeners(self) -> tuple[int, ...]:
+        """The raw listener fds: none, one, or one per thread where threads had different filters and cannot share."""
+        return self._listeners
+
+    @property
+    def pidfd(self) -> int:
+        """The target as a pidfd, owned by this object."""
+        self._check_open("pidfd")
+        return self._pidfd
+
+    def fileno(self) -> int:
+        """Return the raw listener.
+
+        Raises AttachError (ENOTCONN) while there is none: inactive, or a program that does not notify.
+        """
+        self._check_open("fileno")
+        if not self._listeners:
+            why = "the program never notifies" if self.activated else "it is inactive"
+            raise AttachError(errno.ENOTCONN, f"listener of the attachment to {self.pid}: there is none, {why}")
+        return self._listeners[0]
+
+    def activate(self) -> None:
+        """Put the filter in force now, for every thread, or raise and change nothing. Once is enough: then a no-op.
+
+        Raises as :meth:`Filter.attach` does.
+        """
+        with self._lock:
+            self._check_open("activate")
+            if self.result is not None:
+                return
+            result, self._listeners = self._filter._install(self)
+            self.result = result
+            if self._listeners:
+                self._filter._listen(self._listeners)
+
+    def query(self) -> AttachmentState:
+        """Ask the kernel what is true of this attachment and its target, now."""
+        self._check_open("query")
+        task = query(pidfd=self._pidfd)
+        return AttachmentState(state=self._judge(task), pid=self.pid, task=task)
+
+    def _judge(self, task: TaskState) -> State:
+        if task.state == "dead":
+            return "dead"
+        if self.result is None:
+            return "inactive"
+        counts = [t.filters_after for t in self.result.threads if t.filters_after is not None]
+        meant = [t for t in task.threads if t.alive and (self.threads == "all" or t.tid == self.pid)]
+        carried = all(
+            t.seccomp == "filter" and (t.filters is None or not counts or t.filters >= min(counts)) for t in meant
+        )
+        return "active" if carried and meant else "detached"
+
+    def close(self) -> None:
+        """Close the listener and the pidfd. The filter stays in force: calls it would notify fail with ENOSYS."""
+        with self._lock:
+            if self._pidfd < 0:
+                return
+            pidfd, self._pidfd = self._pidfd, -1
+            listeners, self._listeners = self._listeners, ()
+        self._filter._forget(self, listeners)
+        for fd in (*listeners, pidfd):
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        self._check_open("with")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pidfd", -1) >= 0:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        what = "closed" if self._pidfd < 0 else "activated" if self.activated else "inactive"
+        return f"<Attachment to {self.pid} {what}>"
+
+    def _check_open(self, what: str) -> None:
+        if self._pidfd < 0:
+            raise FilterClosedError(f"{what}: this attachment is closed")
+
+
+# --------------------------------------------------------------------- options
+
+
+def check_options(
+    mode: str,
+    tree: bool,
+    cgroup: object,
+    threads: str,
+    no_new_privs: object,
+    activate_on: object,
+    deadline: object,
+    on_deadline: str,
+    timeout: float,
+) -> None:
+    """Refuse options that make no sense, and those that this release does not have, before anything is done."""
+    if mode not in ("auto", "inject", "park", "gate"):
+        raise ValueError(f"attach: mode is 'auto' or 'inject', got {mode!r}")
+    if threads not in ("all", "one"):
+        raise ValueError(f"attach: threads is 'all' or 'one', got {threads!r}")
+    if no_new_privs not in (True, False, "auto"):
+        raise ValueError(f"attach: no_new_privs is True, False or 'auto', got {no_new_privs!r}")
+    if on_deadline not in ("activate", "kill"):
+        raise ValueError(f"attach: on_deadline is 'activate' or 'kill', got {on_deadline!r}")
+    if not 0 < timeout <= 3600:
+        raise ValueError(f"attach: timeout is more than 0 and at most 3600 seconds, got {timeout!r}")
+    asked = {
+        f"mode={mode!r}": mode in ("park", "gate"),
+        "tree=True": tree,
+        "cgroup=": cgroup is not None,
+        "activate_on=": activate_on is not None,
+        "deadline=": deadline is not None,
+    }
+    for option, wanted in asked.items():
+        if wanted:
+            raise UnsupportedError(
+                errno.EOPNOTSUPP, f"attach: {option} is not in this release, which injects into one process at a time"
+            )
+
+
+def open_target(target: Target | None, pidfd: int | None) -> tuple[int, int]:
+    """Find out who is meant: the pid and a pidfd of our own."""
+    if target is not None and pidfd is not None:
+        raise TypeError("attach() takes a target or a pidfd, not both")
+    if pidfd is not None:
+        state = query(pidfd=pidfd)
+        if state.state == "dead":
+            raise TargetGoneError(errno.ESRCH, f"attach to pidfd {pidfd}: that process is dead")
+        return state.pid, os.dup(pidfd)
+    if target is None:
+        return os.getpid(), os.pidfd_open(os.getpid())
+    if isinstance(target, bool) or (not isinstance(target, int) and not hasattr(target, "pid")):
+        raise TypeError(f"attach() takes a pid or an object with .pid, got {target!r}")
+    if not isinstance(target, int) and getattr(target, "returncode", None) is not None:
+        raise TargetGoneError(errno.ESRCH, f"attach to {target!r}: it has ended")
+    return _open_pid(target if isinstance(target, int) else target.pid)
+
+
+def _open_pid(pid: int) -> tuple[int, int]:
+    try:
+        state = query(pid)
+    except TargetGoneError:
+        raise TargetGoneError(errno.ESRCH, f"attach to pid {pid}: there is no such process") from None
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError as error:
+        raise TargetGoneError(errno.ESRCH, f"attach to pid {pid}: {error.strerror}") from None
+    try:
+        if query(pidfd=fd).start_time != state.start_time:
+            raise TargetGoneError(errno.ESRCH, f"attach to pid {pid}: it ended just now")
+    except BaseException:
+        os.close(fd)
+        raise
+    return pid, fd
+
+
+# --------------------------------------------------------------------- the act
+
+Installed = tuple[AttachResult, tuple[int, ...]]
+
+
+def _flags(log: bool, wait_killable: bool) -> int:
+    flags = _FLAG_LOG if log else 0
+    if wait_killable and _core.install_knows_flags(_FLAG_NEW_LISTENER | _FLAG_WAIT_KILLABLE):
+        flags |= _FLAG_WAIT_KILLABLE
+    return flags
+
+
+def attach_self(program: Program, log: bool, wait_killable: bool, attachment: Attachment) -> Installed:
+    """Load the program for the calling process; no ptrace."""
+    flags = _flags(log, wait_killable)
+    flags |= _FLAG_TSYNC if attachment.threads == "all" else 0
+    flags |= _FLAG_NEW_LISTENER if program.notifies else 0
+    before = query(pidfd=attachment.pidfd)
+    mode = {False: 0, True: 1, "auto": -1}[attachment.no_new_privs]
+    try:
+        listener = _core.install(bytes(program), flags, mode)
+    except OSError as error:
+        raise _kernel_refusal(error.errno or 0, "attach to oneself", None) from None
+    listeners = (listener,) if program.notifies else ()
+    return _own_result(before), listeners
+
+
+def _own_result(before: TaskState) -> AttachResult:
+    """Describe without asking again: the program that is in force now may forbid to read /proc."""
+    return AttachResult(
+        threads=tuple(
+            ThreadOutcome(t.tid, t.filters, t.filters + 1 if t.filters is not None else None)
+            for t in before.threads
+            if t.alive
+        ),
+        no_new_privs_set=False,
+        suspended=False,
+        stop_ns=0,
+        residue=0,
+    )
+
+
+def attach_other(program: Program, log: bool, wait_killable: bool, attachment: Attachment) -> Installed:
+    """Inject the program into another process."""
+    r, refusal, tid, tracer, pid, listener, _, nnp, suspended, stop_ns, residue, threads = _core.attach(
+        attachment.pidfd,
+        bytes(program),
+        _flags(log, wait_killable),
+        _NO_NEW_PRIVS[attachment.no_new_privs],
+        attachment.threads == "one",
+        _yama_scope() == 1,
+        int(attachment.timeout * 1e9),
+    )
+    listeners = tuple(fd for fd in (listener, *(t[3] for t in threads)) if fd >= 0)
+    if r < 0:
+        for fd in listeners:
+            os.close(fd)
+        raise explain(refusal, -r, attachment.pid, tid, tracer, tuple(t[0] for t in threads), attachment.timeout)
+    outcomes = tuple(ThreadOutcome(t[0], _known(t[1]), _known(t[2])) for t in threads)
+    return AttachResult(outcomes, nnp, suspended, stop_ns, residue), listeners
+
+
+def _known(count: int) -> int | None:
+    return count if count >= 0 else None
+
+
+def _yama_scope() -> int:
+    try:
+        return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+# ----------------------------------------------------------------- explanations
+
+
+def explain(
+    refusal: int, error: int, pid: int, tid: int, tracer: int, done: tuple[int, ...], timeout: float
+) -> AttachError | UnsupportedError | KernelError:
+    """Make the error that says what was refused, why, and what to do. refusal: enum psc_refusal."""
+    what = f"attach to pid {pid}"
+    thread = f"thread {tid}" if tid and tid != pid else "it"
+    match refusal:
+        case 0:
+            return _kernel_refusal(error, what, tid or None)
+        case 1:
+            return TargetGoneError(errno.ESRCH, f"{what}: it does not exist any more, or is a zombie")
+        case 2:
+            return NotPermittedError(errno.EPERM, f"{what}: it is a kernel thread, which makes no system calls")
+        case 3:
+            return NotPermittedError(error, f"{what}: {_why_not_permitted(pid)}", tid=tid or None)
+        case 4:
+            return TargetBusyError(
+                errno.EBUSY, f"{what}: {thread} is traced by process {tracer} (a debugger or strace?); end that first", tid=tid
+            )
+        case 5:
+            return AttachTimeoutError(
+                errno.ETIMEDOUT,
+                f"{what}: {thread} did not stop within {timeout} s (state {_state_letter(pid, tid)}: an uninterruptible "
+                "sleep, vfork, or a frozen cgroup); nothing was changed, try again later",
+                tid=tid,
+            )
+        case 6:
+            return TargetFilteredError(
+                errno.EACCES, f"{what}: {thread} is in seccomp's strict mode, which nothing can leave or add to", tid=tid
+            )
+        case 7:
+            return TargetFilteredError(
+                errno.EACCES,
+                f"{what}: {thread} carries filters already, which may forbid or kill the injected calls; suspending them "
+                "takes CAP_SYS_ADMIN, an unfiltered caller, and CONFIG_CHECKPOINT_RESTORE",
+                tid=tid,
+            )
+        case 8:
+            return NotPermittedError(
+                errno.EACCES,
+                f"{what}: the kernel wants no_new_privs set there, or CAP_SYS_ADMIN; allow it with no_new_privs='auto'",
+            )
+        case 9:
+            return AttachError(error, f"{what}: no unused room in its executable memory for the injected code")
+        case 10:
+            return AttachError(
+                errno.EDEADLK,
+                f"{what}: the program notifies, but forbids close(), so the listener could not be closed in the target; "
+                "allow or notify close, or attach with CAP_SYS_ADMIN",
+            )
+        case 11:
+            return AttachError(
+                error,
+                f"{what}: it could not execute the injected call ({os.strerror(error)}); is syscall user dispatch on, as "
+                "under Wine?",
+            )
+        case 12:
+            return AttachError(error, f"{what}: the injecting process could not run or was killed: {os.strerror(error)}")
+        case 13:
+            return PartialAttachError(
+                error,
+                f"{what}: threads carry different filters, so each got its own, until thread {tid} failed: "
+                f"{os.strerror(error)}; {len(done)} threads have it",
+                tid=tid,
+                done=done,
+            )
+        case _:
+            return AttachError(
+                error,
+                f"{what}: the filter is in force, but its listener could not be fetched ({os.strerror(error)}): notified "
+                "calls fail with ENOSYS",
+            )
+
+
+def _kernel_refusal(error: int, what: str, tid: int | None) -> AttachError | UnsupportedError:
+    match error:
+        case errno.EBUSY:
+            return ListenerBusyError(
+                error, f"{what}: it has a filter with a live listener, and the kernel allows one; close that first", tid=tid
+            )
+        case errno.EACCES:
+            return NotPermittedError(
+                error, f"{what}: the kernel wants no_new_privs or CAP_SYS_ADMIN; allow it with no_new_privs='auto'"
+            )
+        case errno.ESRCH:
+            return AttachError(error, f"{what}: a thread carries other filters than the caller; use threads='one'")
+        case errno.ENOMEM:
+            return AttachError(
+                error, f"{what}: the chain of filters would exceed 32,768 instructions (each counts its length + 4), or no memory"
+            )
+        case errno.EMFILE | errno.ENFILE:
+            return AttachError(error, f"{what}: it has no free file descriptor for the listener")
+        case errno.EINVAL:
+            return UnsupportedError(error, f"{what}: this kernel does not know the flags of the filter")
+    return AttachError(error, f"{what}: {os.strerror(error)}", tid=tid)
+
+
+def _why_not_permitted(pid: int) -> str:
+    scope = _yama_scope()
+    if scope == 3:
+        return "YAMA forbids all ptrace on this machine (ptrace_scope 3)"
+    if scope == 2:
+        return "YAMA wants CAP_SYS_PTRACE (ptrace_scope 2)"
+    if scope == 1:
+        return "YAMA allows to attach to descendants only (ptrace_scope 1), or to who asked by PR_SET_PTRACER"
+    owner = query(pid).uid
+    if owner != os.geteuid():
+        return f"it belongs to user {owner}, and this is user {os.geteuid()} without CAP_SYS_PTRACE"
+    return "not permitted to ptrace it (set-user-ID or not dumpable, more capabilities, or another user namespace)"
+
+
+def _state_letter(pid: int, tid: int) -> str:
+    return next((t.state for t in query(pid).threads if t.tid == tid), "?")

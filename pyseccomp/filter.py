@@ -1,0 +1,338 @@
+"""A filter as an object: detached, in a file descriptor, until it is attached."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import reduction
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from pyseccomp import _core
+from pyseccomp.attach import Attachment, AttachmentState, Target, attach_other, attach_self, check_options, open_target
+from pyseccomp.errors import FilterClosedError, FilterFdError, KernelError, UnsupportedError
+from pyseccomp.notify import Receiver, new_inbox
+from pyseccomp.policy import Policy
+from pyseccomp.program import Program
+from pyseccomp.query import State
+
+_LOG = 1
+_WAIT_KILLABLE = 2
+_FDS_ACCEPTED = 16
+
+_READ_ERRORS = {
+    errno.EMEDIUMTYPE: "it is not a filter (no sealed memfd with a filter's header)",
+    errno.EPERM: "it lacks seals, so whoever sent it could still change it",
+    errno.EBADMSG: "it is damaged: its size, header or digest do not agree",
+    errno.EINVAL: "it holds a program that the kernel would refuse",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FilterState:
+    """What is true of a filter and of everything that it was attached to, as the kernel shows it."""
+
+    state: State
+    """"active" if any attachment is, else "inactive" if any is, else "dead" if any is, else "detached"."""
+    attachments: tuple[AttachmentState, ...]
+    digest: bytes
+    """SHA-256 of the program."""
+
+
+class Filter(Receiver):
+    """A seccomp filter that exists by itself: a kernel file descriptor which can be kept, sent and attached.
+
+    Making one changes nobody. The descriptor is a memfd, CLOEXEC and sealed, that holds the checked program; a receiver
+    trusts none of it (:meth:`from_fd`). :meth:`fileno` never changes: before the first attachment of a program that
+    notifies it is the memfd, then the kernel's listener, and with several listeners an epoll fd that is readable when
+    any of them is.
+
+    A Filter owns its attachments: :meth:`close` closes their listeners, and calls that would be notified then fail with
+    ENOSYS. What was attached stays in force; nothing in the kernel takes a filter away again.
+
+    wait_killable: once a notification has been received only fatal signals interrupt the call (Linux 5.19; without
+    effect on older kernels). log: the kernel logs every answer but ALLOW.
+
+    Raises ProgramError for a program that the kernel would refuse, PolicyError for a policy that cannot be compiled.
+    """
+
+    def __init__(self, policy: Policy | Program, *, log: bool = False, wait_killable: bool = True) -> None:
+        self._fd = -1
+        program = policy.compile() if isinstance(policy, Policy) else policy
+        if not isinstance(program, Program):
+            raise TypeError(f"Filter() takes a Policy or a Program, got {type(program).__name__}")
+        flags = (_LOG if log else 0) | (_WAIT_KILLABLE if wait_killable else 0)
+        try:
+            fd = _core.filterfd_create(bytes(program), flags)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                raise UnsupportedError(error.errno, "making a filter: this kernel has no F_SEAL_FUTURE_WRITE") from None
+            raise KernelError(error.errno, f"making a filter: {error.strerror}") from None
+        self._take(fd, program, flags)
+
+    def _take(self, fd: int, program: Program, flags: int) -> None:
+        self._fd = fd
+        self._memfd = fd
+        self._program = program
+        self._flags = flags
+        self._attachments: list[Attachment] = []
+        self._inbox = new_inbox()
+        self._lock = threading.RLock()
+
+    # ------------------------------------------------------------- the object
+
+    @property
+    def program(self) -> Program:
+        """The program that this filter holds."""
+        return self._program
+
+    @property
+    def log(self) -> bool:
+        """True if the kernel is to log every answer but ALLOW."""
+        return bool(self._flags & _LOG)
+
+    @property
+    def wait_killable(self) -> bool:
+        """True if a received notification is to be interrupted by fatal signals only."""
+        return bool(self._flags & _WAIT_KILLABLE)
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """What this object attached, oldest first, without those closed."""
+        with self._lock:
+            return tuple(self._attachments)
+
+    @property
+    def closed(self) -> bool:
+        """True after :meth:`close`."""
+        return self._fd < 0
+
+    def fileno(self) -> int:
+        """Return the descriptor's number, the same for the life of the object (see the class)."""
+        self._check_open("fileno")
+        return self._fd
+
+    def close(self) -> None:
+        """Close the descriptor and the attachments' listeners; what is in force stays in force. Idempotent."""
+        with self._lock:
+            if self._fd < 0:
+                return
+            fd, self._fd = self._fd, -1
+            attachments, self._attachments = self._attachments, []
+        for attachment in attachments:
+            attachment.close()
+        if self._memfd != fd:
+            os.close(self._memfd)
+        os.close(fd)
+
+    def __enter__(self) -> Self:
+        self._check_open("with")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        if self._fd < 0:
+            return "<Filter closed>"
+        return f"<Filter fd={self._fd} {len(self._program)} instructions, {len(self._attachments)} attachments>"
+
+    def _check_open(self, what: str) -> None:
+        if self._fd < 0:
+            raise FilterClosedError(f"{what}: this filter is closed")
+
+    # ------------------------------------------------- passing the descriptor
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Self:
+        """Make a Filter of a filter's descriptor from anywhere; fd itself stays the caller's.
+
+        The program is copied out and checked: seals, size, header, digest, and every rule of the kernel's checker.
+
+        Raises FilterFdError when any of that fails; nothing is changed then.
+        """
+        try:
+            copy = _dup(fd)
+            try:
+                program, flags = _core.filterfd_read(copy)
+                self = cls.__new__(cls)
+                self._take(copy, Program.from_bytes(program), flags)
+            except BaseException:
+                os.close(copy)
+                raise
+        except OSError as error:
+            why = _READ_ERRORS.get(error.errno or 0, error.strerror)
+            raise FilterFdError(error.errno, f"taking a filter from fd {fd}: {why}") from None
+        return self
+
+    def send(self, sock: socket.socket) -> None:
+        """Send the filter through a Unix socket, for :meth:`recv`. The receiver can attach it and query by it."""
+        self._check_open("send")
+        socket.send_fds(sock, [b"F"], [self._memfd])
+
+    @classmethod
+    def recv(cls, sock: socket.socket) -> Self:
+        """Receive a filter that :meth:`send` sent; blocks as the socket does. Checked as in :meth:`from_fd`.
+
+        Raises FilterFdError when what comes is not exactly one filter (every descriptor that came is closed), or the
+        other side has closed the connection.
+        """
+        data, fds, flags, _ = socket.recv_fds(sock, 1, _FDS_ACCEPTED, socket.MSG_CMSG_CLOEXEC)
+        try:
+            if not data and not fds:
+                raise FilterFdError(errno.ECONNRESET, "receiving a filter: the other side closed the connection")
+            if len(fds) != 1 or flags & socket.MSG_CTRUNC:
+                raise FilterFdError(errno.EBADMSG, f"receiving a filter: expected one descriptor, got {len(fds)}")
+            return cls.from_fd(fds[0])
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def __reduce__(self) -> tuple[Callable[[Any], Filter], tuple[Any]]:
+        """Pass through multiprocessing: the other process gets the detached filter, without attachments."""
+        self._check_open("pickle")
+        return _rebuild, (reduction.DupFd(self._memfd),)
+
+    # ----------------------------------------------------------------- attach
+
+    def attach(
+        self,
+        target: Target | None = None,
+        *,
+        pidfd: int | None = None,
+        active: bool = True,
+        mode: Literal["auto", "inject"] = "auto",
+        tree: bool = False,
+        cgroup: str | os.PathLike[str] | None = None,
+        threads: Literal["all", "one"] = "all",
+        no_new_privs: bool | Literal["auto"] = "auto",
+        activate_on: str | None = None,
+        deadline: float | None = None,
+        on_deadline: Literal["activate", "kill"] = "activate",
+        timeout: float = 5.0,
+    ) -> Attachment:
+        """Attach to a process: the caller's own (None), by pid, by anything with ``.pid``, or by pidfd.
+
+        Another process need not be prepared, nor even know. All its threads are stopped by ptrace for some hundred
+        microseconds, one of them is made to load the filter for all, and all go on: interrupted calls continue,
+        signals are late but not lost, a stopped process stays stopped, no stack and no register is touched. Every
+        thread gets the filter or none does, and nothing is changed on failure. This holds when this process is killed
+        in the middle of it; notified calls then fail with ENOSYS.
+
+        active=False binds without touching the process at all; :meth:`Attachment.activate` attaches. threads: "one"
+        filters the main thread only. no_new_privs: "auto" sets it in the target if the kernel asks for it, and
+        :attr:`Attachment.result` tells. timeout: seconds within which every thread must have stopped.
+
+        For another process this takes the right to ptrace it (same user, or CAP_SYS_PTRACE; YAMA may ask more). If it
+        carries filters already, CAP_SYS_ADMIN too, to suspend them while the call is made.
+
+        Raises TargetGoneError, NotPermittedError, TargetBusyError (a debugger holds it), TargetFilteredError,
+        ListenerBusyError, AttachTimeoutError, AttachError; UnsupportedError for what this release does not have.
+
+        Source: seccomp(2), ptrace(2), pidfd_getfd(2).
+        """
+        check_options(mode, tree, cgroup, threads, no_new_privs, activate_on, deadline, on_deadline, timeout)
+        self._check_open("attach")
+        pid, fd = open_target(target, pidfd)
+        try:
+            attachment = Attachment(self, pid, fd, threads, no_new_privs, timeout)
+        except BaseException:
+            os.close(fd)
+            raise
+        if active:
+            try:
+                attachment.activate()
+            except BaseException:
+                attachment.close()
+                raise
+        elif pid == os.getpid():
+            attachment.close()
+            raise UnsupportedError(
+                errno.EOPNOTSUPP,
+                "attach to oneself, inactive: a process cannot inject into itself, and mode 'park' is not in this "
+                "release; let another process attach, or attach when it is to be active",
+            )
+        with self._lock:
+            if self._fd < 0:
+                attachment.close()
+                self._check_open("attach")
+            self._attachments.append(attachment)
+        return attachment
+
+    def activate(self) -> None:
+        """Activate every attachment that is inactive and whose process lives.
+
+        All are tried; the first error is raised afterwards, and the others are noted on it.
+        """
+        errors: list[Exception] = []
+        for attachment in self.attachments:
+            if not attachment.activated and attachment.query().state != "dead":
+                try:
+                    attachment.activate()
+                except OSError as error:
+                    errors.append(error)
+        if errors:
+            for other in errors[1:]:
+                errors[0].add_note(f"and also: {other}")
+            raise errors[0]
+
+    def _install(self, attachment: Attachment) -> Any:
+        """Put the program in force where the attachment says. For Attachment only."""
+        self._check_open("activate")
+        flags = self._flags if self._program.notifies else self._flags & ~_WAIT_KILLABLE
+        how = attach_self if attachment.pid == os.getpid() else attach_other
+        return how(self._program, bool(flags & _LOG), bool(flags & _WAIT_KILLABLE), attachment)
+
+    def _listen(self, listeners: tuple[int, ...]) -> None:
+        """Receive from new listeners, and give :meth:`fileno` its new meaning. For Attachment only."""
+        with self._lock:
+            self._check_open("activate")
+            for listener in listeners:
+                self._inbox.add(listener)
+            if self._memfd == self._fd:
+                self._memfd = _dup(self._fd)
+            fds = self._inbox.listeners()
+            if fds:
+                os.dup2(fds[0] if len(fds) == 1 else self._inbox.epoll_fd, self._fd, inheritable=False)
+
+    def _forget(self, attachment: Attachment, listeners: tuple[int, ...]) -> None:
+        """Receive from these no more. For Attachment only."""
+        with self._lock:
+            for listener in listeners:
+                self._inbox.remove(listener)
+            if attachment in self._attachments:
+                self._attachments.remove(attachment)
+
+    def query(self) -> FilterState:
+        """Ask the kernel about every attachment, now."""
+        self._check_open("query")
+        states = tuple(attachment.query() for attachment in self.attachments)
+        order: tuple[State, ...] = ("active", "inactive", "dead", "detached")
+        shown = {a.state for a in states} or {"detached"}
+        return FilterState(state=min(shown, key=order.index), attachments=states, digest=self._program.digest)
+
+
+def _dup(fd: int) -> int:
+    """Duplicate a descriptor, CLOEXEC, above the standard three."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def _rebuild(dup: Any) -> Filter:
+    fd = dup.detach()
+    try:
+        return Filter.from_fd(fd)
+    finally:
+        os.close(fd)
