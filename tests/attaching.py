@@ -121,6 +121,16 @@ def listeners_in(pid: int) -> list[str]:
     return found
 
 
+def may_suspend() -> bool:
+    """True if this process may suspend the filters of a target: CAP_SYS_ADMIN, and no filter of its own."""
+    return bool(int(status_field(os.getpid(), "CapEff"), 16) >> 21 & 1) and status_field(os.getpid(), "Seccomp") == "0"
+
+
+def attaches(wanted: int) -> int:
+    """How often one target can be attached to: who may not suspend filters is refused from the second time on."""
+    return wanted if may_suspend() else 1
+
+
 def rounds(usual: int) -> int:
     """How often to repeat: usual, or PYSECCOMP_ROUNDS for a full run."""
     return int(os.environ.get("PYSECCOMP_ROUNDS", usual))

@@ -17,6 +17,7 @@ from attaching import (
     DENIED,
     I386,
     ask,
+    attaches,
     deny_getppid,
     facts,
     filter_counts,
@@ -83,7 +84,7 @@ def disturbed(call: str, times: int, *, stop: bool = False) -> tuple[dict[str, i
     """The facts of a sleeper that was attached to (or stopped and continued), and those of one left alone."""
     program = build_victim("sleeper")
     with victim(program, call) as subject, victim(program, call) as control:
-        for _ in range(times):
+        for _ in range(attaches(times)):
             if call not in WOKEN:
                 time.sleep(PART)  # what is left of the call's time must be kept, so let some of it pass
             wait_in_call(subject.pid, call)
@@ -135,7 +136,7 @@ def test_a_call_fails_with_eintr_only_if_a_plain_stop_has_that_effect_too(call: 
 
 def test_a_busy_loop_keeps_every_register_over_fifty_attaches() -> None:
     with victim(build_victim("busy")) as subject:
-        for _ in range(50):
+        for _ in range(attaches(50)):
             attach_and_close(subject.pid, deny_getppid())
         answer = ask(subject)
     assert answer["probe"] == DENIED
@@ -145,7 +146,7 @@ def test_a_busy_loop_keeps_every_register_over_fifty_attaches() -> None:
 
 def test_busy_threads_keep_every_register_while_another_one_is_injected_into() -> None:
     with victim(build_victim("busy"), "3") as subject:
-        for _ in range(25):
+        for _ in range(attaches(25)):
             attach_and_close(subject.pid, deny_getppid())
         answer = ask(subject)
     assert answer["probe"] == DENIED
@@ -186,7 +187,7 @@ def test_two_hundred_threads_in_mixed_states_are_all_filtered_and_none_notices()
 
 def test_threads_on_full_four_kib_stacks_keep_their_red_zone_and_all_around_it() -> None:
     with victim(build_victim("smallstack")) as subject:
-        for _ in range(30):
+        for _ in range(attaches(30)):
             attach_and_close(subject.pid, deny_getppid())
         answer = ask(subject)
     assert (answer["bad"], answer["denied"], answer["probe"]) == (0, answer["threads"], DENIED)
@@ -195,7 +196,7 @@ def test_threads_on_full_four_kib_stacks_keep_their_red_zone_and_all_around_it()
 @pytest.mark.skipif(shutil.which("go") is None, reason="no Go compiler: the goroutines victim cannot be built")
 def test_a_go_program_computes_and_sleeps_on_over_twenty_attaches() -> None:
     with victim(build_victim("goroutines")) as subject:
-        for _ in range(20):
+        for _ in range(attaches(20)):
             attach_and_close(subject.pid, deny_getppid())
         answer = ask(subject)
     assert (answer["bad"], answer["probe"]) == (0, DENIED)
@@ -203,7 +204,7 @@ def test_a_go_program_computes_and_sleeps_on_over_twenty_attaches() -> None:
 
 def test_restartable_sequences_are_aborted_never_continued() -> None:
     with victim(build_victim("rseq")) as subject:
-        for _ in range(60):
+        for _ in range(attaches(60)):
             attach_and_close(subject.pid, deny_getppid())
         answer = ask(subject)
     assert (answer["lost"], answer["probe"]) == (0, DENIED)
@@ -213,7 +214,7 @@ def test_restartable_sequences_are_aborted_never_continued() -> None:
 @pytest.mark.parametrize("mode", ["restart", "norestart"])
 def test_every_queued_signal_arrives_once_and_in_order(mode: str) -> None:
     with victim(build_victim("sigs"), mode) as subject:
-        for _ in range(40):
+        for _ in range(attaches(40)):
             attach_and_close(subject.pid, deny_getppid())
         answer = ask(subject)
     assert answer["arrived"] == answer["sent"] > 0
@@ -264,7 +265,7 @@ def compat() -> Path:
 
 def test_a_busy_32_bit_process_keeps_its_registers(compat: Path) -> None:
     with victim(compat, "busy") as subject:
-        for _ in range(20):
+        for _ in range(attaches(20)):
             attach_and_close(subject.pid, deny_getppid(arch=I386))
         answer = ask(subject)
     assert (answer["bad"], answer["probe"]) == (0, DENIED)
