@@ -48,6 +48,7 @@
 #define PAGE 4096
 #define PTRACE_OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
 #define MAX_TRIES 100
+#define MAX_TRIES_PERMISSION 10
 #define COMMIT_NS 60000000000 /* for some thousand instructions, on a machine that is drowning */
 #define MAX_SUSPENDED 64 /* earlier filters that are looked into */
 
@@ -816,14 +817,15 @@ static int attach(struct job *job)
 	return r;
 }
 
-/* A process that is executing another program shows itself without memory, or
- * its leader as dead, for a moment: what lives is asked again. */
-static bool was_passing(const struct psc_attach_options *options, const struct psc_attach_result *result)
+/* A process that is executing another program shows itself without memory, not
+ * to be traced, or its leader as dead, for a moment: what lives is asked again. */
+static bool was_passing(const struct psc_attach_options *options, const struct psc_attach_result *result, int tries)
 {
 	struct pollfd exited = { .fd = options->pidfd, .events = POLLIN };
 	const struct timespec nap = { 0, 200000 };
 
-	if (result->refusal != PSC_REFUSED_GONE && result->refusal != PSC_REFUSED_NO_ROOM)
+	if (result->refusal != PSC_REFUSED_GONE && result->refusal != PSC_REFUSED_NO_ROOM &&
+	    (result->refusal != PSC_REFUSED_PERMISSION || tries > MAX_TRIES_PERMISSION))
 		return false;
 	if (poll(&exited, 1, 0) != 0)
 		return false;
@@ -859,7 +861,7 @@ int psc_attach(const struct psc_attach_options *options, struct psc_attach_resul
 		return -EINVAL;
 	do
 		r = attempt(options, deadline, ret_result);
-	while (r < 0 && ++tries < MAX_TRIES && psc_now_ns() < deadline && was_passing(options, ret_result));
+	while (r < 0 && ++tries < MAX_TRIES && psc_now_ns() < deadline && was_passing(options, ret_result, tries));
 	return r;
 }
 

@@ -328,7 +328,7 @@ def attach_other(program: Program, log: bool, wait_killable: bool, attachment: A
         _flags(log, wait_killable),
         _NO_NEW_PRIVS[attachment.no_new_privs],
         attachment.threads == "one",
-        _yama_scope() == 1,
+        _yama_scope() == 1 and not _has_cap_sys_ptrace(),
         int(attachment.timeout * 1e9),
     )
     listeners = tuple(fd for fd in (listener, *(t[3] for t in threads)) if fd >= 0)
@@ -349,6 +349,13 @@ def _yama_scope() -> int:
         return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
     except (OSError, ValueError):
         return 0
+
+
+def _has_cap_sys_ptrace() -> bool:
+    capabilities = next(
+        line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:")
+    )
+    return bool(int(capabilities, 16) >> 19 & 1)
 
 
 # ----------------------------------------------------------------- explanations

@@ -421,10 +421,15 @@ def test_ctrl_c_interrupts_receive(count: int, timeout: float | None) -> None:
 
 
 def interrupt_when_asleep(tid: int) -> None:
-    """Send SIGINT to this process once the thread sleeps in the kernel."""
+    """Send SIGINT to this process once the thread sleeps in a call that waits for a listener: ioctl or a poll.
+
+    Asleep alone is not enough: it may be on its way there, where the interpreter hands the GIL over, and a signal that
+    comes before a call interrupts it in no program.
+    """
+    waits = {"16", "7", "271", "232", "281", "441"}  # ioctl poll ppoll epoll_wait epoll_pwait epoll_pwait2
     while True:
-        with open(f"/proc/self/task/{tid}/stat") as f:
-            if f.read().rpartition(")")[2].split()[0] == "S":
+        with open(f"/proc/self/task/{tid}/syscall") as f:
+            if f.read().split()[0] in waits:
                 break
         os.sched_yield()
     os.kill(os.getpid(), signal.SIGINT)
