@@ -1,0 +1,133 @@
+"""OCI profiles: what is read, what is refused and where, and the way back."""
+
+import json
+
+import pytest
+
+import pyseccomp as ps
+from pyseccomp.errors import PolicyError
+
+
+def rule(*names, action="SCMP_ACT_ALLOW", **more):
+    return {"names": list(names), "action": action, **more}
+
+
+def profile(*rules, **more):
+    return {"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": list(rules), **more}
+
+
+def answer(source, call, *args, **options):
+    return ps.Policy.from_oci(source, **({"arch": "x86_64"} | options)).compile().simulate(call, args, arch="x86_64").action
+
+
+def test_errno_defaults_to_eperm_and_can_be_told():
+    assert answer(profile(), "read") == ps.ERRNO(1)
+    assert answer(profile(defaultErrnoRet=38), "read") == ps.ERRNO(38)
+    assert answer(profile(rule("read", action="SCMP_ACT_ERRNO", errnoRet=5)), "read") == ps.ERRNO(5)
+    assert answer(profile(rule("read", action="SCMP_ACT_TRACE", errnoRet=9)), "read") == ps.TRACE(9)
+
+
+def test_comparisons_of_one_argument_are_alternatives_as_in_runc():
+    either = [{"index": 0, "value": v, "op": "SCMP_CMP_EQ"} for v in (1, 2)]
+    both = [{"index": i, "value": 1, "op": "SCMP_CMP_EQ"} for i in (0, 1)]
+    assert answer(profile(rule("read", args=either)), "read", 2) == ps.ALLOW
+    assert answer(profile(rule("read", args=both)), "read", 1, 0) == ps.ERRNO(1)
+    assert answer(profile(rule("read", args=both)), "read", 1, 1) == ps.ALLOW
+
+
+def test_masked_value_is_the_mask_and_value_two_the_value():
+    masked = [{"index": 0, "value": 0xF0, "valueTwo": 0x10, "op": "SCMP_CMP_MASKED_EQ"}]
+    assert answer(profile(rule("clone", args=masked)), "clone", 0x1F) == ps.ALLOW
+    assert answer(profile(rule("clone", args=masked)), "clone", 0x2F) == ps.ERRNO(1)
+
+
+def test_rule_with_the_default_s_answer_is_skipped_as_in_runc():
+    assert answer(profile(rule("read"), rule("read", action="SCMP_ACT_ERRNO")), "read") == ps.ALLOW
+
+
+@pytest.mark.parametrize(
+    ("condition", "options", "applies"),
+    [
+        ({"includes": {"caps": ["CAP_SYS_ADMIN", "CAP_BPF"]}}, {"caps": ["CAP_SYS_ADMIN"]}, False),
+        ({"includes": {"caps": ["CAP_SYS_ADMIN", "CAP_BPF"]}}, {"caps": ["CAP_BPF", "CAP_SYS_ADMIN"]}, True),
+        ({"excludes": {"caps": ["CAP_SYS_ADMIN", "CAP_BPF"]}}, {"caps": ["CAP_BPF"]}, False),
+        ({"excludes": {"caps": ["CAP_SYS_ADMIN"]}}, {}, True),
+        ({"includes": {"arches": ["amd64", "x32"]}}, {}, True),
+        ({"includes": {"arches": ["s390x"]}}, {}, False),
+        ({"excludes": {"arches": ["amd64"]}}, {}, False),
+        ({"includes": {"minKernel": "4.8"}}, {"kernel": "4.7.9"}, False),
+        ({"includes": {"minKernel": "4.8"}}, {"kernel": "6.1"}, True),
+        ({"excludes": {"minKernel": "4.8"}}, {"kernel": "4.10"}, False),
+    ],
+)
+def test_includes_and_excludes(condition, options, applies):
+    assert (answer(profile(rule("read", **condition)), "read", **options) == ps.ALLOW) is applies
+
+
+def test_arch_map_gives_the_sub_architectures_of_the_native_one():
+    mapped = profile(archMap=[{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}], architectures=None)
+    assert ps.Policy.from_oci(mapped, arch="x86_64").arches == (ps.Arch.X86_64, ps.Arch.X86)
+    assert ps.Policy.from_oci(mapped, arch="aarch64").arches == (ps.Arch.AARCH64,)
+
+
+def test_config_json_of_a_container_is_taken(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"ociVersion": "1.0", "linux": {"seccomp": profile(rule("read"))}}))
+    assert answer(path, "read") == ps.ALLOW
+
+
+def test_names_of_other_kernels_are_skipped_and_listed_unless_strict():
+    assert ps.Policy.from_oci(profile(rule("read", "raed", "chown32")), arch="x86_64").ignored == ("raed",)
+    with pytest.raises(PolicyError, match=r"\$\.syscalls\[0\]\.names.*did you mean read"):
+        ps.Policy.from_oci(profile(rule("raed")), arch="x86_64", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ({}, r"\$\.defaultAction: is missing"),
+        (profile(rule("read", action="SCMP_ACT_ALOW")), r"\$\.syscalls\[0\]\.action: unknown action 'SCMP_ACT_ALOW'"),
+        (profile(rule("read", action="SCMP_ACT_ERRNO", errnoRet=5000)), r"errnoRet: 5000 is outside 0\.\.4095"),
+        (profile(rule("read", args=[{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}])), r"args\[0\]\.index: 6 is outside"),
+        (profile(rule("read", args=[{"index": 0, "op": "SCMP_CMP_EQ"}])), r"args\[0\]\.value: is missing"),
+        (profile(rule("read", args=[{"index": 0, "value": 0, "op": "EQ"}])), r"unknown operator 'EQ'"),
+        (profile(rule("read", args=[{"index": 0, "value": 1, "valueTwo": 2, "op": "SCMP_CMP_MASKED_EQ"}])), "can never match"),
+        (profile(rule("read", args={})), r"args: expected list, found dict"),
+        (profile({"action": "SCMP_ACT_ALLOW"}), r"\$\.syscalls\[0\]\.names: is missing"),
+        (profile(architectures=["SCMP_ARCH_X86_46"]), r"\$\.architectures\[0\].*did you mean"),
+        (profile(rule("read", includes={"caps": ["SYS_ADMIN"]})), "not the name of a capability"),
+        (profile(rule("read", includes={"minKernel": "new"})), "not a kernel version"),
+        ({"linux": {}}, r"\$\.linux\.seccomp: expected a seccomp profile"),
+    ],
+)
+def test_errors_name_the_place_and_the_reason(source, says):
+    with pytest.raises(PolicyError, match=says):
+        ps.Policy.from_oci(source, arch="x86_64")
+
+
+@pytest.mark.parametrize(("text", "says"), [("{", "line 1 column 2: not JSON"), ("[" * 100000, "nested too deeply"), ("[]", "expected a seccomp profile"), ("\xff\xfe", "not JSON")])
+def test_files_that_are_no_profiles_are_refused_by_name(tmp_path, text, says):
+    path = tmp_path / "policy.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(PolicyError, match=f"policy.json.*{says}"):
+        ps.Policy.from_oci(path)
+    with pytest.raises(PolicyError, match="cannot be read: No such file"):
+        ps.Policy.from_oci(tmp_path / "none.json")
+
+
+def test_there_and_back_is_equivalent():
+    policy = ps.Policy(ps.ERRNO(38), ["x86_64", "x86"])
+    policy.add(ps.ALLOW, "read")
+    policy.add(ps.ALLOW, "write")
+    policy.add(ps.NOTIFY, "openat", ps.Arg(2, ps.MASKED_EQ, 3, 1), ps.Arg(0, ps.NE, 5))
+    again = json.loads(json.dumps(policy.to_oci()))
+    assert again["syscalls"][0]["names"] == ["read", "write"]
+    assert ps.equivalent(ps.Policy.from_oci(again, arch="x86_64"), policy)
+
+
+def test_what_oci_cannot_say_is_refused():
+    for condition in (ps.In(0, [1, 2]), ps.Arg(0, ps.EQ, 1, bits=32), ps.Arg(0, ps.RANGE, 1, 2)):
+        policy = ps.Policy(ps.ALLOW, "x86_64")
+        policy.add(ps.ERRNO(1), "read", condition)
+        with pytest.raises(PolicyError, match="has no OCI form"):
+            policy.to_oci()
