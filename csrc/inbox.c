@@ -400,6 +400,11 @@ void psc_inbox_end(struct psc_inbox *inbox)
 	inbox->stays--;
 }
 
+uint32_t psc_inbox_stays(struct psc_inbox *inbox)
+{
+	return (uint32_t)inbox->stays & ~STOPPED_EARLY;
+}
+
 int psc_inbox_stop(struct psc_inbox *inbox)
 {
 	uint64_t was = inbox->stays, now;

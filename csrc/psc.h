@@ -541,6 +541,9 @@ PSC_MUST_CHECK int psc_inbox_epoll(struct psc_inbox *inbox);
 void psc_inbox_begin(struct psc_inbox *inbox, struct psc_event *ret_event);
 void psc_inbox_end(struct psc_inbox *inbox);
 
+/* How many stays are under way. */
+uint32_t psc_inbox_stays(struct psc_inbox *inbox);
+
 /* End every stay under way: their receives answer -ECANCELED. With none under way
  * the next one ends at once. -ETIMEDOUT: a receiver has the wake signal blocked; it
  * will see the stop after its next notification. Waits (shortly) for receivers to

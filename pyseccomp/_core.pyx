@@ -577,6 +577,7 @@ cdef class Event:
     def __del__(self):
         if not self.open:
             return
+        message = f"{self!r} was dropped unanswered; its call fails with EPERM"
         self.open = False
         if os.getpid() != self.inbox.owner:
             return
@@ -586,7 +587,7 @@ cdef class Event:
         answer.value = 0
         # Gone already is as good as denied.
         cdef int r = cpsc.psc_event_answer(self.inbox.inbox, &self.event, &answer, self.stats.stats)
-        warnings.warn(f"{self!r} was dropped unanswered; its call fails with EPERM", ResourceWarning, source=self)
+        warnings.warn(message, ResourceWarning, source=self)
 
 
 cdef class Inbox:
@@ -638,6 +639,10 @@ cdef class Inbox:
     @property
     def epoll_fd(self) -> int:
         return _check(cpsc.psc_inbox_epoll(self.inbox), "make the listeners' epoll fd")
+
+    @property
+    def stays(self) -> int:
+        return cpsc.psc_inbox_stays(self.inbox)
 
     def stop(self) -> None:
         cdef int r
@@ -704,7 +709,8 @@ cdef class Inbox:
         try:
             result = call(event)
             if not event.open:
-                if result is not None:
+                # It may have handed the notification on, and returned hold() after the answer.
+                if result is not None and not (isinstance(result, Answer) and (<Answer>result).answer.kind == cpsc.PSC_HOLD):
                     raise TypeError(f"the callback answered and then returned {result!r} too")
             elif not isinstance(result, Answer):
                 raise TypeError(f"the callback neither answered nor returned an answer (use hold() to answer later), but {result!r}")

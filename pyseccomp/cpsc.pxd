@@ -216,6 +216,7 @@ cdef extern from "psc.h" nogil:
     int psc_inbox_epoll(psc_inbox *inbox)
     void psc_inbox_begin(psc_inbox *inbox, psc_event *ret_event)
     void psc_inbox_end(psc_inbox *inbox)
+    uint32_t psc_inbox_stays(psc_inbox *inbox)
     int psc_inbox_stop(psc_inbox *inbox)
     int psc_inbox_receive(psc_inbox *inbox, int64_t deadline, psc_event *event)
     int psc_event_answer(psc_inbox *inbox, psc_event *event, const psc_answer *answer, psc_stats *stats)

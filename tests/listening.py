@@ -81,6 +81,7 @@ class Target:
     def _run(function: Callable[[], Any], program: bytes, flags: int, sock: socket.socket, writer: int) -> None:
         try:
             os.setpgid(0, 0)
+            libc.prctl(1, signal.SIGKILL, 0, 0, 0)
             try:
                 fd = install(program, flags)
                 socket.send_fds(sock, [b"L"], [fd])

@@ -408,9 +408,7 @@ def test_ctrl_c_interrupts_receive(count: int, timeout: float | None) -> None:
     def wait() -> str:
         with listening(lambda: select.select([], [], []), "getppid", count=count) as (box, *_):
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            main = threading.main_thread().native_id
-            assert main is not None
-            threading.Thread(target=interrupt_when_asleep, args=(main,)).start()
+            threading.Thread(target=interrupt_when_asleep, args=(box, threading.get_native_id())).start()
             try:
                 box.receive(timeout)
             except KeyboardInterrupt:
@@ -420,23 +418,19 @@ def test_ctrl_c_interrupts_receive(count: int, timeout: float | None) -> None:
     assert in_child(wait) == "interrupted"
 
 
-def interrupt_when_asleep(tid: int) -> None:
-    """Send SIGINT to this process once the thread sleeps in a call that waits for a listener: ioctl or a poll.
-
-    Asleep alone is not enough: it may be on its way there, where the interpreter hands the GIL over, and a signal that
-    comes before a call interrupts it in no program.
-    """
-    waits = {"16", "7", "271", "232", "281", "441"}  # ioctl poll ppoll epoll_wait epoll_pwait epoll_pwait2
+def interrupt_when_asleep(box: Box, tid: int) -> None:
+    """Send SIGINT to this process once the thread sleeps in receive()."""
     while True:
-        with open(f"/proc/self/task/{tid}/syscall") as f:
-            if f.read().split()[0] in waits:
+        with open(f"/proc/self/task/{tid}/stat") as f:
+            if f.read().rpartition(")")[2].split()[0] == "S" and box._inbox.stays:
                 break
         os.sched_yield()
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def in_thread(function: Any, *args: Any) -> tuple[threading.Thread, list[Any]]:
-    """Run function in a thread that is asleep, or done, when this returns; its result or error comes in the list."""
+def in_thread(box: Box, function: Any, *args: Any) -> tuple[threading.Thread, list[Any]]:
+    """Run function in a thread that has begun to receive when this returns; its result or error comes in the list."""
+    others = box._inbox.stays
     out: list[Any] = []
 
     def run() -> None:
@@ -447,20 +441,15 @@ def in_thread(function: Any, *args: Any) -> tuple[threading.Thread, list[Any]]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    while thread.is_alive():
-        try:
-            with open(f"/proc/self/task/{thread.native_id}/stat") as f:
-                if f.read().rpartition(")")[2].split()[0] == "S":
-                    break
-        except FileNotFoundError:
-            break
+    while thread.is_alive() and box._inbox.stays == others:
+        os.sched_yield()
     return thread, out
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_timed_receive_beside_one_without_deadline_keeps_its_time(count: int) -> None:
     with listening(lambda: select.select([], [], []), "getppid", count=count) as (box, *_):
-        thread, out = in_thread(box.receive)
+        thread, out = in_thread(box, box.receive)
         with pytest.raises(ReceiveTimeoutError):
             box.receive(0.05)
         box.stop()
@@ -470,18 +459,18 @@ def test_timed_receive_beside_one_without_deadline_keeps_its_time(count: int) ->
 
 def test_receive_without_deadline_beside_a_timed_one_gets_its_notification() -> None:
     with listening(lambda: [select.select([], [], [], 0.05), three_calls()][1], "getppid") as (box, target):
-        timed, _ = in_thread(box.receive, DEADLINE)
-        endless, _ = in_thread(box.receive)
-        third = box.receive(DEADLINE)
+        timed, _ = in_thread(box, lambda: box.receive(DEADLINE).reply(5))
+        endless, _ = in_thread(box, lambda: box.receive().reply(5))
+        box.receive(DEADLINE).reply(5)
         timed.join(DEADLINE)
         endless.join(DEADLINE)
-        third.reply(0)
+        assert target.result() == [5, 5, 5]
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_stop_ends_receive_in_every_thread(count: int) -> None:
     with listening(lambda: select.select([], [], []), "getppid", count=count) as (box, *_):
-        waiting = [in_thread(box.receive) for _ in range(4)]
+        waiting = [in_thread(box, box.receive) for _ in range(4)]
         box.stop()
         for thread, out in waiting:
             thread.join(DEADLINE)
@@ -510,7 +499,7 @@ def test_stop_ends_iteration_between_notifications() -> None:
 def test_receiving_leaves_other_python_threads_running() -> None:
     """The answer needs the GIL while the first thread waits: no progress without its release."""
     with listening(three_calls, "getppid") as (box, target):
-        thread, out = in_thread(lambda: [box.receive().reply(k) for k in range(3)])
+        thread, out = in_thread(box, lambda: [box.receive().reply(k) for k in range(3)])
         assert target.result() == [0, 1, 2]
         thread.join(DEADLINE)
 
@@ -560,7 +549,7 @@ def test_epoll_fd_is_readable_exactly_while_something_waits() -> None:
 
 def test_listener_added_while_a_thread_waits_is_heard() -> None:
     with listening(lambda: select.select([], [], []), "getppid") as (box, quiet):
-        thread, out = in_thread(box.receive)
+        thread, out = in_thread(box, box.receive)
         loud = Target(one_call, "getppid")
         try:
             box.add(loud.listener)
@@ -575,7 +564,7 @@ def test_listener_added_while_a_thread_waits_is_heard() -> None:
 def test_removed_listener_is_left_by_its_receivers_and_its_notifications_are_gone() -> None:
     with listening(three_calls, "getppid") as (box, target):
         held = box.receive(DEADLINE)
-        thread, out = in_thread(box.receive)
+        thread, out = in_thread(box, box.receive)
         assert box.remove(target.listener)
         thread.join(DEADLINE)
         assert isinstance(out[0], TargetsGoneError)
@@ -600,7 +589,7 @@ def test_an_inbox_leaks_no_file_descriptor() -> None:
         assert box._inbox.epoll_fd >= 0
         for n in box:
             n.reply(0)
-        del box
+        del box, n
     assert os.listdir("/proc/self/fd") == before
 
 

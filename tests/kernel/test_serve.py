@@ -122,21 +122,22 @@ def test_thread_of_ones_own_process_that_holds_the_gil_is_answered() -> None:
         holding = ctypes.PyDLL(None)
         holding.syscall.restype = ctypes.c_long
         listeners: list[int] = []
-        installed, served = threading.Event(), threading.Event()
+        box, installed = Box(), threading.Event()
         answers: Answers = []
 
         def trapped() -> None:
             listeners.append(install(notifying("getppid")))
             installed.set()
-            served.wait(DEADLINE)
+            while not box._inbox.stays:
+                os.sched_yield()
             answers.extend(holding.syscall(NR["getppid"]) for _ in range(1000))
 
         thread = threading.Thread(target=trapped)
         thread.start()
         installed.wait(DEADLINE)
-        served.set()
+        box.add(listeners[0])
         r = on("getppid", ps.reply(21))
-        Box(listeners[0]).serve(r)
+        box.serve(r)
         thread.join(DEADLINE)
         return sum(answers), r.stats().total
 
