@@ -18,7 +18,7 @@ from typing import Any
 
 from pyseccomp import cli_policy
 from pyseccomp.cli_policy import errno_text
-from pyseccomp.errors import SeccompError
+from pyseccomp.errors import PolicyError, SeccompError
 from pyseccomp.features import Feature, features
 from pyseccomp.query import TaskState, query
 
@@ -183,7 +183,7 @@ def _simulate(options: argparse.Namespace) -> int:
     try:
         args = [int(text, 0) for text in options.args]
     except ValueError as error:
-        raise cli_policy.PolicyError(f"simulate: an argument is no number: {error}") from None
+        raise PolicyError(f"simulate: an argument is no number: {error}") from None
     call = int(options.call, 0) if options.call[0].isdigit() else options.call
     decision = program.simulate(call, args=args, arch=options.arch)
     data = f" {errno_text(decision.data)}" if decision.action.name == "ERRNO" and decision.data else ""

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from pyseccomp import cli_policy
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _fork_stopped(argv: Sequence[str]) -> tuple[int, Callable[[], None]]:
+def _fork_stopped(argv: list[str]) -> tuple[int, Callable[[], None]]:
     """Fork a child that stops itself until released, then executes argv: the pid, and what releases it.
 
     The release is a byte of shared memory, so that a SIGCONT from anybody else, or our own death, never lets the
@@ -72,7 +72,7 @@ def _fork_stopped(argv: Sequence[str]) -> tuple[int, Callable[[], None]]:
     return pid, release
 
 
-def _become(gate: mmap.mmap, parent: int, paths: list[str], argv: Sequence[str], environment: dict[str, str]) -> NoReturn:
+def _become(gate: mmap.mmap, parent: int, paths: list[str], argv: list[str], environment: dict[str, str]) -> NoReturn:
     """In the child: wait for the release, then execute; never return."""
     status, why = NOT_FOUND, "no such command"
     try:
