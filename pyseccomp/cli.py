@@ -1,0 +1,246 @@
+"""The command ``pyseccomp``: one sub-command per function.
+
+Exit status: 0 done; 1 an error of this package or of a file, in one line on stderr (``check`` and ``demo``: something
+did not work); 2 the command line was wrong; 130 interrupted by Ctrl-C. ``run`` exits as its command did (128 + N when
+signal N killed it), with 125 when it could not start it under the filter, 126 when it cannot be executed, and 127 when
+there is no such command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pyseccomp import cli_policy
+from pyseccomp.cli_policy import errno_text
+from pyseccomp.errors import PolicyError, SeccompError
+from pyseccomp.features import Feature, features
+from pyseccomp.query import TaskState, query
+
+Command = Callable[[argparse.Namespace], int]
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    options = _parser().parse_args(argv)
+    command: Command = options.command
+    try:
+        return command(options)
+    except KeyboardInterrupt:
+        print("pyseccomp: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python must not try to flush the rest at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+        return FAILED
+    except (SeccompError, OSError) as error:
+        print(f"pyseccomp {options.name}: {explain(error)}", file=sys.stderr)
+        return getattr(options, "error_status", FAILED)
+
+
+def explain(error: Exception) -> str:
+    """Put an error on one line: its class, what it says, and its notes."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None and isinstance(error, SeccompError):
+        text = str(error.args[1]) if len(error.args) > 1 else text
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    notes = getattr(error, "__notes__", [])
+    return f"{type(error).__name__}: {'; '.join([text, *notes])}".replace("\n", " ")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pyseccomp", description="Seccomp filters as objects.", epilog=_exit_status())
+    commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_attach(commands)
+    one = _add(commands, "query", _query, "show what a process carries, thread by thread")
+    one.add_argument("pid", type=int, metavar="PID")
+    one.add_argument("--json", action="store_true", help="as JSON")
+    one = _add(commands, "check", _check, "try what this kernel, this user and this container allow")
+    one.add_argument("--json", action="store_true", help="as JSON")
+    one = _add(commands, "compile", _compile, "write a policy's program as raw BPF")
+    cli_policy.add_arguments(one)
+    one.add_argument("-o", "--output", required=True, metavar="OUT", help="file to write; - is stdout")
+    one = _add(commands, "disasm", _disasm, "show the program of a policy file, or of raw BPF, as text")
+    one.add_argument("file", metavar="FILE", help="OCI seccomp JSON or raw BPF; - is stdin")
+    _add_simulate(commands)
+    _add(commands, "demo", _demo, "the whole path on a real server: detach, bind, activate under load, answer, query")
+    return parser
+
+
+def _exit_status() -> str:
+    return "exit status: " + (__doc__ or "").partition("Exit status: ")[2].strip()
+
+
+def _add(commands: Any, name: str, command: Command, text: str, error_status: int = FAILED) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=command, error_status=error_status, usage=parser.error)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    one = _add(commands, "run", _run, "start a command under a policy", error_status=125)
+    cli_policy.add_arguments(one)
+    _add_answers(one)
+    one.add_argument("argv", nargs="+", metavar="CMD", help="the command and its arguments, after --")
+
+
+def _add_attach(commands: Any) -> None:
+    one = _add(commands, "attach", _attach, "put a policy into a running process")
+    one.add_argument("pid", type=int, metavar="PID")
+    cli_policy.add_arguments(one)
+    one.add_argument("--inactive", action="store_true", help="bind only; activate on Enter, on SIGUSR1, or --after")
+    one.add_argument("--after", type=float, metavar="SECONDS", help="with --inactive: activate after that time")
+    one.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="for all threads to stop (5)")
+    _add_answers(one)
+
+
+def _add_answers(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("answers", "for a policy that notifies; each answer is printed to stderr")
+    group.add_argument(
+        "--answer",
+        action="append",
+        default=[],
+        metavar="[NAME=]ANSWER",
+        help="allow, kill, reply:NUMBER or an errno; without NAME for all others (if not given: EPERM)",
+    )
+    group.add_argument("--quiet", action="store_true", help="print no answers: they are then given without Python, in C")
+
+
+def _add_simulate(commands: Any) -> None:
+    one = _add(commands, "simulate", _simulate, "show what a policy answers to a call, without a kernel")
+    cli_policy.add_arguments(one)
+    one.add_argument("--arch", metavar="ARCH", help="of the call, such as x86_64, x86, aarch64 (if not given: this machine's)")
+    one.add_argument("call", metavar="CALL", help="name or number")
+    one.add_argument("args", nargs="*", metavar="ARG", help="arguments: 10, 0x10")
+
+
+# ------------------------------------------------------------------ commands
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pyseccomp import cli_run
+
+    return cli_run.run(options)
+
+
+def _attach(options: argparse.Namespace) -> int:
+    from pyseccomp import cli_run
+
+    return cli_run.attach(options)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from pyseccomp import demo
+
+    return demo.main()
+
+
+def _query(options: argparse.Namespace) -> int:
+    state = query(options.pid)
+    print(json.dumps(dataclasses.asdict(state), indent=2) if options.json else format_state(state))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    found = features()
+    missing = [f for f in found if f.needed and not f.available]
+    if options.json:
+        print(json.dumps({"ok": not missing, "features": [dataclasses.asdict(f) for f in found]}, indent=2))
+    else:
+        print(format_features(found))
+        print("\n" + verdict(missing))
+    return FAILED if missing else 0
+
+
+def _compile(options: argparse.Namespace) -> int:
+    program = cli_policy.load(options)
+    if options.output == "-":
+        sys.stdout.buffer.write(bytes(program))
+        sys.stdout.buffer.flush()
+    else:
+        with open(options.output, "wb") as file:
+            file.write(bytes(program))
+        print(f"{options.output}: {len(program)} instructions, sha256 {program.digest.hex()}")
+    return 0
+
+
+def _disasm(options: argparse.Namespace) -> int:
+    print(cli_policy.load_file(options.file).disassemble())
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    program = cli_policy.load(options)
+    try:
+        args = [int(text, 0) for text in options.args]
+    except ValueError as error:
+        raise PolicyError(f"simulate: an argument is no number: {error}") from None
+    call = int(options.call, 0) if options.call[0].isdigit() else options.call
+    decision = program.simulate(call, args=args, arch=options.arch)
+    data = f" {errno_text(decision.data)}" if decision.action.name == "ERRNO" and decision.data else ""
+    print(f"{decision.action.name}{data} after {decision.executed} of {len(program)} instructions")
+    return 0
+
+
+# -------------------------------------------------------------------- tables
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Align rows in columns; the first is the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Make a name that a process chose for itself safe to print on a terminal."""
+    return "".join(c if c.isprintable() else c.encode("utf-8", "surrogateescape").decode("latin-1").encode("unicode_escape").decode() for c in text)
+
+
+def format_state(state: TaskState) -> str:
+    """Put a process and its threads into a table."""
+    head = f"process {state.pid}: {state.state}, user {state.uid}, {state.arch or 'architecture not readable'}"
+    if state.kernel_thread:
+        head += ", a kernel thread"
+    rows = [("TID", "NAME", "STATE", "SECCOMP", "FILTERS", "NO_NEW_PRIVS", "TRACER")]
+    for t in state.threads:
+        told = ("?" if t.filters is None else str(t.filters), "?" if t.no_new_privs is None else str(int(t.no_new_privs)))
+        rows.append((str(t.tid), printable(t.name), t.state, t.seccomp or "none", *told, str(t.tracer or "-")))
+    return f"{head}\n{table(rows)}"
+
+
+def format_features(found: Sequence[Feature]) -> str:
+    """Put what was tried into a table; the cost only where it is paid."""
+    rows = [("FEATURE", "HERE", "DETAIL", "WITHOUT IT")]
+    rows += [(f.name, "yes" if f.available else "NO", f.detail, "" if f.available else f.cost) for f in found]
+    return table(rows)
+
+
+_REMEDIES = {
+    "filter": "run on a kernel with CONFIG_SECCOMP_FILTER; in a container allow the calls seccomp and prctl",
+    "tsync": "Linux 3.17 or later is needed",
+    "tsync-esrch": "Linux 5.7 or later is needed",
+    "notify": "Linux 5.0 or later is needed; in a container allow ioctl on listeners",
+    "pidfd-open": "Linux 5.3 or later is needed; in a container allow the call pidfd_open",
+    "pidfd-getfd": "Linux 5.6 or later is needed; in a container allow pidfd_getfd (Docker: --cap-add SYS_PTRACE)",
+    "ptrace-child": "in a container allow ptrace (Docker: --cap-add SYS_PTRACE); outside set kernel.yama.ptrace_scope to 1 or 0",
+    "memfd-seals": "Linux 5.1 or later is needed; in a container allow memfd_create",
+}
+
+
+def verdict(missing: Sequence[Feature]) -> str:
+    """Say whether the main job can be done here, and what to do if not."""
+    if not missing:
+        return "The main job works here: load a filter, attach it to an own child, answer its notifications."
+    lines = ["The main job does NOT work here:"]
+    lines += [f"  {f.name}: {f.detail}; {_REMEDIES[f.name]}" for f in missing]
+    return "\n".join(lines)

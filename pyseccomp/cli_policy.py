@@ -1,0 +1,163 @@
+"""Policies and answers as the command line takes them."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pyseccomp import actions
+from pyseccomp.actions import Action
+from pyseccomp.errors import PolicyError, ProgramError
+from pyseccomp.policy import Policy
+from pyseccomp.program import Program
+
+MAX_FILE = 16 << 20
+_RULES: dict[str, tuple[str, str]] = {
+    "deny": ("NAME[=ERRNO]", "refuse with an errno, EPERM if none is given"),
+    "notify": ("NAME", "ask the supervisor (see --answer)"),
+    "kill": ("NAME", "kill the process"),
+    "trap": ("NAME", "send SIGSYS, which the program may handle"),
+    "log": ("NAME", "let pass and log"),
+    "allow": ("NAME", "let pass"),
+}
+_ACTIONS = {
+    "notify": actions.NOTIFY,
+    "kill": actions.KILL_PROCESS,
+    "trap": actions.TRAP,
+    "log": actions.LOG,
+    "allow": actions.ALLOW,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a sub-command the ways to name a policy."""
+    group = parser.add_argument_group("policy", "a file, or rules; NAME is one or several system calls: mkdir,mkdirat")
+    group.add_argument("--policy", metavar="P", help="OCI seccomp JSON, or raw BPF (struct sock_filter[]); - is stdin")
+    for name, (metavar, text) in _RULES.items():
+        group.add_argument(f"--{name}", metavar=metavar, dest="rules", action=_Rule, help=text)
+    group.add_argument("--default", metavar="ACTION", help="for all other calls: allow (if not given), log, notify, trap, kill, or an errno")
+
+
+class _Rule(argparse.Action):
+    """Keep rules in the order given, with the option's name."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        rules = list(getattr(namespace, self.dest) or [])
+        rules.append(((option_string or "").lstrip("-"), values))
+        setattr(namespace, self.dest, rules)
+
+
+def load(options: argparse.Namespace) -> Program:
+    """Make the program that the options name.
+
+    Raises PolicyError when they name none or contradict each other, and whatever the file or a rule deserves.
+    """
+    if options.policy is not None:
+        if options.rules or options.default:
+            raise PolicyError("--policy and single rules exclude each other: put the rules into the file")
+        return load_file(options.policy)
+    if not options.rules and not options.default:
+        raise PolicyError("no policy: give --policy FILE, or rules such as --deny mkdirat=EPERM --notify openat")
+    policy = Policy(default=_default(options.default or "allow"))
+    for option, text in options.rules or ():
+        for name in _names(option, text):
+            policy.add(_action(option, text), int(name) if name.isdigit() else name)
+    return policy.compile()
+
+
+def load_file(path: str) -> Program:
+    """Read a policy file and tell by its content which kind it is."""
+    data = _read(path)
+    if data.lstrip()[:1] == b"{":
+        import json
+
+        try:
+            profile = json.loads(data)
+        except ValueError as error:
+            raise PolicyError(f"{path}: not valid JSON: {error}") from None
+        try:
+            return Policy.from_oci(profile).compile()
+        except PolicyError as error:
+            raise PolicyError(f"{path}: {error}") from None
+    if not data or len(data) % 8:
+        raise ProgramError(
+            f"{path}: neither OCI JSON (which begins with '{{') nor BPF (a multiple of 8 bytes, not 0): {len(data)} bytes"
+        )
+    try:
+        return Program.from_bytes(data)
+    except ProgramError as error:
+        raise ProgramError(f"{path}: {error}", index=error.index) from None
+
+
+def _read(path: str) -> bytes:
+    if path == "-":
+        data = sys.stdin.buffer.read(MAX_FILE + 1)
+    else:
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise PolicyError(f"{path}: larger than {MAX_FILE >> 20} MiB: not a policy")
+    return data
+
+
+def _names(option: str, text: str) -> list[str]:
+    names = text.partition("=")[0].split(",")
+    if not all(names):
+        raise PolicyError(f"--{option} {text}: a system call's name is missing")
+    return names
+
+
+def _action(option: str, text: str) -> Action:
+    _, given, value = text.partition("=")
+    if option == "deny":
+        return actions.ERRNO(errno_number(value) if given else errno.EPERM)
+    if given:
+        raise PolicyError(f"--{option} {text}: only --deny takes a value")
+    return _ACTIONS[option]
+
+
+def _default(text: str) -> Action:
+    return _ACTIONS[text.lower()] if text.lower() in _ACTIONS else actions.ERRNO(errno_number(text))
+
+
+def errno_number(text: str) -> int:
+    """Turn EPERM or 1 into 1."""
+    number = getattr(errno, text.upper(), None) if not text.isdigit() else int(text)
+    if not isinstance(number, int) or not 0 < number < 4096:
+        raise PolicyError(f"{text!r} is not an errno: a name like EPERM, or a number from 1 to 4095")
+    return number
+
+
+def errno_text(number: int) -> str:
+    """Turn 1 into EPERM."""
+    return errno.errorcode.get(number, f"errno {number}")
+
+
+def parse_answer(text: str) -> tuple[str | None, Callable[[], Any], str]:
+    """Split NAME=ANSWER, or ANSWER alone for all others: the name, a maker of the answer, and how to print it."""
+    from pyseccomp import responder
+
+    name, given, what = text.rpartition("=")
+    what = what.strip()
+    if given and not name:
+        raise PolicyError(f"--answer {text}: a system call's name is missing before '='")
+    target = name or None
+    if what == "allow":
+        return target, responder.allow, "allow"
+    if what == "kill":
+        return target, responder.kill, "kill"
+    if what.startswith("reply:"):
+        try:
+            value = int(what[6:], 0)
+        except ValueError:
+            raise PolicyError(f"--answer {text}: reply: takes a number") from None
+        return target, lambda: responder.reply(value), f"reply {value}"
+    try:
+        number = errno_number(what)
+    except PolicyError:
+        raise PolicyError(f"--answer {text}: an answer is allow, kill, reply:NUMBER or an errno such as EACCES") from None
+    return target, lambda: responder.deny(number), f"deny {os.strerror(number)} ({errno_text(number)})"

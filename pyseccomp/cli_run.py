@@ -1,0 +1,231 @@
+"""``pyseccomp run`` and ``pyseccomp attach``: filters put into processes, and their notifications answered."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import mmap
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from pyseccomp import cli_policy
+from pyseccomp.attach import Attachment
+from pyseccomp.cli_policy import errno_text
+from pyseccomp.errors import SeccompError, TargetGoneError
+from pyseccomp.filter import Filter
+from pyseccomp.notify import Notification
+from pyseccomp.responder import Answer, Responder, deny
+
+NOT_STARTED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+
+
+def run(options: argparse.Namespace) -> int:
+    """Start a command under a policy; return its exit status."""
+    program = cli_policy.load(options)
+    responder = _responder(options)
+    with Filter(program) as filter:
+        pid, release = _fork_stopped(options.argv)
+        try:
+            filter.attach(pid)
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        # Ctrl-C reaches the command too: it decides, and its end is ours.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+        with _served(filter, responder):
+            release()
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return status if status >= 0 else 128 - status
+
+
+def _fork_stopped(argv: list[str]) -> tuple[int, Callable[[], None]]:
+    """Fork a child that stops itself until released, then executes argv: the pid, and what releases it.
+
+    The release is a byte of shared memory, so that a SIGCONT from anybody else, or our own death, never lets the
+    command run without the filter; and reading it takes no system call that the filter could refuse.
+    """
+    gate = mmap.mmap(-1, mmap.PAGESIZE)
+    paths = [argv[0]] if "/" in argv[0] else [os.path.join(place, argv[0]) for place in os.get_exec_path()]
+    environment = dict(os.environ)
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        _become(gate, parent, paths, argv, environment)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def release() -> None:
+        gate[0] = 1
+        os.kill(pid, signal.SIGCONT)
+
+    return pid, release
+
+
+def _become(gate: mmap.mmap, parent: int, paths: list[str], argv: list[str], environment: dict[str, str]) -> NoReturn:
+    """In the child: wait for the release, then execute; never return."""
+    status, why = NOT_FOUND, "no such command"
+    try:
+        while not gate[0]:
+            if os.getppid() != parent:
+                os._exit(NOT_STARTED)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        for path in paths:
+            try:
+                os.execve(path, argv, environment)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                status, why = NOT_EXECUTABLE, os.strerror(error.errno or 0)
+        os.write(2, f"pyseccomp run: {argv[0]}: {why}\n".encode(errors="surrogateescape"))
+    finally:
+        os._exit(status)
+
+
+@contextlib.contextmanager
+def _served(filter: Filter, responder: Responder) -> Iterator[None]:
+    """Answer the filter's notifications in a thread, if it can have any."""
+    if not filter.program.notifies:
+        yield
+        return
+    failures: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            filter.serve(responder)
+        except (SeccompError, OSError) as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=serve, name="answers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        filter.stop()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def attach(options: argparse.Namespace) -> int:
+    """Put a policy into a running process, at once or later, and answer its notifications until it ends."""
+    if options.after is not None and not options.inactive:
+        options.usage("--after goes with --inactive")
+    if options.after is not None and not 0 <= options.after <= 1e6:
+        options.usage(f"--after takes 0 to 1000000 seconds, got {options.after}")
+    program = cli_policy.load(options)
+    responder = _responder(options)
+    with Filter(program) as filter:
+        _say(f"detached: filter fd {filter.fileno()}, {len(program)} instructions")
+        with filter.attach(options.pid, active=False, timeout=options.timeout) as attachment:
+            if options.inactive:
+                _wait_for_activation(attachment, options.after)
+            attachment.activate()
+            _say_active(attachment)
+            if program.notifies:
+                _serve_here(filter, responder)
+    return 0
+
+
+def _serve_here(filter: Filter, responder: Responder) -> None:
+    try:
+        filter.serve(responder)
+        _say("dead: no task is left under the filter")
+    except KeyboardInterrupt:
+        _say("no longer answering: notified calls now fail with ENOSYS")
+        raise
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _say_active(attachment: Attachment) -> None:
+    state = attachment.query()
+    result = attachment.result
+    assert result is not None
+    extra = ", no_new_privs was set" if result.no_new_privs_set else ""
+    _say(f"{state.state}: process {state.pid}, {len(result.threads)} threads, stopped for {result.stop_ns / 1e6:.3f} ms{extra}")
+
+
+def _wait_for_activation(attachment: Attachment, after: float | None) -> None:
+    """Return when it is time to activate.
+
+    The end of standard input is no Enter: a supervisor started without a terminal waits for the signal or the time.
+    Raises TargetGoneError when the target ends meanwhile.
+    """
+    wake, woken = socket.socketpair()
+    wake.setblocking(False)
+    woken.setblocking(False)
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    previous = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    try:
+        state = attachment.query()
+        ways = "Enter or SIGUSR1" if after is None else f"Enter or SIGUSR1, or after {after:g} s"
+        _say(f"{state.state}: process {state.pid}, {len(state.task.threads)} threads; {ways} to process {os.getpid()} activates")
+        _poll_triggers(attachment, woken, after)
+    finally:
+        signal.set_wakeup_fd(previous)
+        signal.signal(signal.SIGUSR1, before)
+        wake.close()
+        woken.close()
+
+
+def _poll_triggers(attachment: Attachment, woken: socket.socket, after: float | None) -> None:
+    end = None if after is None else time.monotonic() + after
+    poll = select.poll()
+    poll.register(attachment.pidfd, select.POLLIN)
+    poll.register(woken, select.POLLIN)
+    if sys.stdin is not None and not sys.stdin.closed:
+        poll.register(0, select.POLLIN)
+    while True:
+        left = None if end is None else max(0.0, end - time.monotonic()) * 1000
+        ready = dict(poll.poll(left))
+        if attachment.pidfd in ready:
+            raise TargetGoneError(errno.ESRCH, f"attach to pid {attachment.pid}: it ended before it was activated")
+        if woken.fileno() in ready and signal.SIGUSR1 in woken.recv(64):
+            return
+        if 0 in ready:
+            if not ready[0] & select.POLLNVAL and b"\n" in os.read(0, 4096):
+                return
+            poll.unregister(0)
+        if not ready and end is not None and time.monotonic() >= end:
+            return
+
+
+def _responder(options: argparse.Namespace) -> Responder:
+    default: tuple[Callable[[], Answer], str] = (deny, f"deny {os.strerror(errno.EPERM)} ({errno_text(errno.EPERM)})")
+    named: list[tuple[str, Callable[[], Answer], str]] = []
+    for text in options.answer:
+        name, make, shown = cli_policy.parse_answer(text)
+        if name is None:
+            default = (make, shown)
+        else:
+            named += [(part, make, shown) for part in name.split(",")]
+    responder = Responder(default=_rule(*default, options.quiet))
+    for part, make, shown in named:
+        responder.on(part, _rule(make, shown, options.quiet))
+    return responder
+
+
+def _rule(make: Callable[[], Answer], shown: str, quiet: bool) -> Answer | Callable[[Notification], Answer]:
+    answer = make()
+    if quiet:
+        return answer
+
+    def tell(notification: Notification) -> Answer:
+        args = ", ".join(hex(a) for a in notification.args)
+        print(f"{notification.syscall}({args}) by task {notification.pid}: {shown}", file=sys.stderr, flush=True)
+        return answer
+
+    return tell
