@@ -112,13 +112,17 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]ANSWER",
         help="allow, kill, reply:NUMBER or an errno; without NAME for all others (if not given: EPERM)",
     )
-    group.add_argument("--quiet", action="store_true", help="print no answers: they are then given without Python, in C")
+    group.add_argument(
+        "--quiet", action="store_true", help="print no answers: they are then given without Python, in C"
+    )
 
 
 def _add_simulate(commands: Any) -> None:
     one = _add(commands, "simulate", _simulate, "show what a policy answers to a call, without a kernel")
     cli_policy.add_arguments(one)
-    one.add_argument("--arch", metavar="ARCH", help="of the call, such as x86_64, x86, aarch64 (if not given: this machine's)")
+    one.add_argument(
+        "--arch", metavar="ARCH", help="of the call, such as x86_64, x86, aarch64 (if not given: this machine's)"
+    )
     one.add_argument("call", metavar="CALL", help="name or number")
     one.add_argument("args", nargs="*", metavar="ARG", help="arguments: 10, 0x10")
 
@@ -203,7 +207,12 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def printable(text: str) -> str:
     """Make a name that a process chose for itself safe to print on a terminal."""
-    return "".join(c if c.isprintable() else c.encode("utf-8", "surrogateescape").decode("latin-1").encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c
+        if c.isprintable()
+        else c.encode("utf-8", "surrogateescape").decode("latin-1").encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def format_state(state: TaskState) -> str:
@@ -213,7 +222,10 @@ def format_state(state: TaskState) -> str:
         head += ", a kernel thread"
     rows = [("TID", "NAME", "STATE", "SECCOMP", "FILTERS", "NO_NEW_PRIVS", "TRACER")]
     for t in state.threads:
-        told = ("?" if t.filters is None else str(t.filters), "?" if t.no_new_privs is None else str(int(t.no_new_privs)))
+        told = (
+            "?" if t.filters is None else str(t.filters),
+            "?" if t.no_new_privs is None else str(int(t.no_new_privs)),
+        )
         rows.append((str(t.tid), printable(t.name), t.state, t.seccomp or "none", *told, str(t.tracer or "-")))
     return f"{head}\n{table(rows)}"
 

@@ -39,13 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--policy", metavar="P", help="OCI seccomp JSON, or raw BPF (struct sock_filter[]); - is stdin")
     for name, (metavar, text) in _RULES.items():
         group.add_argument(f"--{name}", metavar=metavar, dest="rules", action=_Rule, help=text)
-    group.add_argument("--default", metavar="ACTION", help="for all other calls: allow (if not given), log, notify, trap, kill, or an errno")
+    group.add_argument(
+        "--default",
+        metavar="ACTION",
+        help="for all other calls: allow (if not given), log, notify, trap, kill, or an errno",
+    )
 
 
 class _Rule(argparse.Action):
     """Keep rules in the order given, with the option's name."""
 
-    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
         rules = list(getattr(namespace, self.dest) or [])
         rules.append(((option_string or "").lstrip("-"), values))
         setattr(namespace, self.dest, rules)
@@ -159,5 +165,7 @@ def parse_answer(text: str) -> tuple[str | None, Callable[[], Any], str]:
     try:
         number = errno_number(what)
     except PolicyError:
-        raise PolicyError(f"--answer {text}: an answer is allow, kill, reply:NUMBER or an errno such as EACCES") from None
+        raise PolicyError(
+            f"--answer {text}: an answer is allow, kill, reply:NUMBER or an errno such as EACCES"
+        ) from None
     return target, lambda: responder.deny(number), f"deny {os.strerror(number)} ({errno_text(number)})"

@@ -155,7 +155,9 @@ def _say_active(attachment: Attachment) -> None:
     result = attachment.result
     assert result is not None
     extra = ", no_new_privs was set" if result.no_new_privs_set else ""
-    _say(f"{state.state}: process {state.pid}, {len(result.threads)} threads, stopped for {result.stop_ns / 1e6:.3f} ms{extra}")
+    _say(
+        f"{state.state}: process {state.pid}, {len(result.threads)} threads, stopped for {result.stop_ns / 1e6:.3f} ms{extra}"
+    )
 
 
 def _wait_for_activation(attachment: Attachment, after: float | None) -> None:
@@ -172,7 +174,9 @@ def _wait_for_activation(attachment: Attachment, after: float | None) -> None:
     try:
         state = attachment.query()
         ways = "Enter or SIGUSR1" if after is None else f"Enter or SIGUSR1, or after {after:g} s"
-        _say(f"{state.state}: process {state.pid}, {len(state.task.threads)} threads; {ways} to process {os.getpid()} activates")
+        _say(
+            f"{state.state}: process {state.pid}, {len(state.task.threads)} threads; {ways} to process {os.getpid()} activates"
+        )
         _poll_triggers(attachment, woken, after)
     finally:
         signal.set_wakeup_fd(previous)

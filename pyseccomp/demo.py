@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
-import os
 import re
 import select
 import shutil
@@ -65,7 +64,9 @@ def verify(condition: bool, text: str) -> None:
 
 
 def _play(process: subprocess.Popen[str], port: int) -> None:
-    verify(_get(port, "/index.html")[0] == 200, f"a server nobody prepared runs as process {process.pid} on port {port}")
+    verify(
+        _get(port, "/index.html")[0] == 200, f"a server nobody prepared runs as process {process.pid} on port {port}"
+    )
     before = query(process)
     with Filter(_policy()) as filter, _load(port) as load:
         fd = filter.fileno()
@@ -143,7 +144,10 @@ def _active(attachment: Attachment, filter: Filter, fd: int, before: TaskState, 
         and _counts(state.task) in (more, {None}),
         "active: the kernel shows one filter more in every thread",
     )
-    verify(filter.fileno() == fd == attachment.filter.fileno(), f"fd {fd} is still the filter's number, and now its listener")
+    verify(
+        filter.fileno() == fd == attachment.filter.fileno(),
+        f"fd {fd} is still the filter's number, and now its listener",
+    )
 
 
 def _notified(responder: Responder, load: _Load, port: int) -> None:
@@ -169,7 +173,10 @@ def _report(attachment: Attachment, filter: Filter, load: _Load, responder: Resp
         ("WHAT", "VALUE"),
         ("filter", filter.query().state),
         ("attachment", f"{attachment.query().state}, process {attachment.pid}"),
-        ("threads, by seccomp mode", f"{len(task.threads)}: " + ", ".join(sorted({str(t.seccomp) for t in task.threads}))),
+        (
+            "threads, by seccomp mode",
+            f"{len(task.threads)}: " + ", ".join(sorted({str(t.seccomp) for t in task.threads})),
+        ),
         ("server stopped to attach", f"{result.stop_ns / 1e6:.3f} ms, {len(result.threads)} threads"),
         ("notifications answered", ", ".join(f"{count} {kind}" for kind, count in sorted(stats.answered.items()))),
         ("receive to answer, median", f"{stats.latency(0.5) / 1e3:.1f} us"),

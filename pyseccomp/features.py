@@ -133,17 +133,51 @@ _ENTRIES = (
     _Entry("notify", _Probe.NOTIFY, "no notification: a filter can only allow, refuse or kill", needed=True),
     _Entry("continue", _Probe.CONTINUE, "a notified call cannot be let through, only emulated or refused"),
     _Entry("addfd", _Probe.ADDFD, "no file can be put into a target: open() cannot be emulated"),
-    _Entry("addfd-send", _Probe.ADDFD_SEND, "adding a file and answering are two calls; the target can be interrupted between"),
-    _Entry("wait-killable", _Probe.WAIT_KILLABLE, "signals interrupt notified calls after they were received; targets see EINTR"),
-    _Entry("sync-wake-up", _Probe.SYNC_WAKE_UP, "answers cost 1.4 to 11 times more on several cores; pin both sides to one"),
-    _Entry("listener-ends", _Probe.LISTENER_ENDS, "receive() learns that all targets exited only once they were reaped"),
+    _Entry(
+        "addfd-send",
+        _Probe.ADDFD_SEND,
+        "adding a file and answering are two calls; the target can be interrupted between",
+    ),
+    _Entry(
+        "wait-killable",
+        _Probe.WAIT_KILLABLE,
+        "signals interrupt notified calls after they were received; targets see EINTR",
+    ),
+    _Entry(
+        "sync-wake-up", _Probe.SYNC_WAKE_UP, "answers cost 1.4 to 11 times more on several cores; pin both sides to one"
+    ),
+    _Entry(
+        "listener-ends", _Probe.LISTENER_ENDS, "receive() learns that all targets exited only once they were reaped"
+    ),
     _Entry("pidfd-open", _Probe.PIDFD_OPEN, "targets can only be named by numbers that may be reused", needed=True),
     _Entry("pidfd-getfd", _Probe.PIDFD_GETFD, "a listener cannot be fetched out of a target", needed=True),
-    _Entry("pidfd-thread", _Probe.PIDFD_THREAD, "a listener in a thread's private fd table cannot be fetched: no parked attachment"),
-    _Entry("ptrace-child", _Probe.PTRACE_CHILD, "no attach to a running task, not even to an own child", needed=True, explain=_yama),
-    _Entry("ptrace-other", _Probe.PTRACE_OTHER, "attach reaches only own descendants: start targets from here", explain=_yama),
-    _Entry("cap-sys-admin", _Probe.CAP_SYS_ADMIN, "targets must have, or be given, no_new_privs", explain=_user_namespace),
-    _Entry("cap-sys-ptrace", _Probe.CAP_SYS_PTRACE, "only processes of the same user can be attached to", explain=_user_namespace),
+    _Entry(
+        "pidfd-thread",
+        _Probe.PIDFD_THREAD,
+        "a listener in a thread's private fd table cannot be fetched: no parked attachment",
+    ),
+    _Entry(
+        "ptrace-child",
+        _Probe.PTRACE_CHILD,
+        "no attach to a running task, not even to an own child",
+        needed=True,
+        explain=_yama,
+    ),
+    _Entry(
+        "ptrace-other",
+        _Probe.PTRACE_OTHER,
+        "attach reaches only own descendants: start targets from here",
+        explain=_yama,
+    ),
+    _Entry(
+        "cap-sys-admin", _Probe.CAP_SYS_ADMIN, "targets must have, or be given, no_new_privs", explain=_user_namespace
+    ),
+    _Entry(
+        "cap-sys-ptrace",
+        _Probe.CAP_SYS_PTRACE,
+        "only processes of the same user can be attached to",
+        explain=_user_namespace,
+    ),
     _Entry("suspend-seccomp", _Probe.SUSPEND_SECCOMP, "a target whose filters forbid seccomp() or prctl() is refused"),
     _Entry(
         "get-filter",

@@ -169,5 +169,7 @@ def _explain(error: OSError, what: str, pid: int) -> SeccompError:
     if number == errno.EOPNOTSUPP:
         return UnsupportedError(number, f"query of {what}: no procfs is mounted on /proc")
     if number == errno.EXDEV:
-        return UnsupportedError(number, f"query of {what}: /proc belongs to another pid namespace; mount one for this one")
+        return UnsupportedError(
+            number, f"query of {what}: /proc belongs to another pid namespace; mount one for this one"
+        )
     return KernelError(number, f"query of {what}: {error.strerror}")

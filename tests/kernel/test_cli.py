@@ -17,7 +17,9 @@ SLEEPER = [sys.executable, "-c", "print('ready', flush=True); import os; os.read
 
 
 def cli(*args: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PROGRAM, *map(str, args)], input=stdin, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        [*PROGRAM, *map(str, args)], input=stdin, capture_output=True, text=True, timeout=30, check=False
+    )
 
 
 def failed(done: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
@@ -113,7 +115,10 @@ def test_attach_inactive_changes_nothing_until_enter() -> None:
     with victim(*SLEEPER) as process:
         before = int(status_field(process.pid, "Seccomp_filters"))
         with subprocess.Popen(
-            [*PROGRAM, "attach", str(process.pid), "--deny", "mkdirat", "--inactive"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*PROGRAM, "attach", str(process.pid), "--deny", "mkdirat", "--inactive"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as supervisor:
             assert supervisor.stdout is not None and supervisor.stdin is not None
             assert supervisor.stdout.readline().startswith("detached")
@@ -129,13 +134,20 @@ def test_attach_inactive_changes_nothing_until_enter() -> None:
 def test_attach_inactive_is_activated_by_time_and_not_by_end_of_input() -> None:
     with victim(*SLEEPER) as process:
         done = cli("attach", process.pid, "--deny", "mkdirat", "--inactive", "--after", "0.2")
-        assert (done.returncode, [line.split(":")[0] for line in done.stdout.splitlines()]) == (0, ["detached", "inactive", "active"])
+        assert (done.returncode, [line.split(":")[0] for line in done.stdout.splitlines()]) == (
+            0,
+            ["detached", "inactive", "active"],
+        )
 
 
 def test_attach_inactive_ends_with_its_target() -> None:
     with victim(*SLEEPER) as process:
         with subprocess.Popen(
-            [*PROGRAM, "attach", str(process.pid), "--deny", "mkdirat", "--inactive"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*PROGRAM, "attach", str(process.pid), "--deny", "mkdirat", "--inactive"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as supervisor:
             assert supervisor.stdout is not None and supervisor.stderr is not None
             assert [supervisor.stdout.readline().split(":")[0] for _ in range(2)] == ["detached", "inactive"]
@@ -147,7 +159,10 @@ def test_attach_inactive_ends_with_its_target() -> None:
 def test_ctrl_c_ends_an_attach_in_one_line() -> None:
     with victim(*SLEEPER) as process:
         with subprocess.Popen(
-            [*PROGRAM, "attach", str(process.pid), "--notify", "mkdirat"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*PROGRAM, "attach", str(process.pid), "--notify", "mkdirat"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as supervisor:
             assert supervisor.stdout is not None and supervisor.stderr is not None
             assert [supervisor.stdout.readline().split(":")[0] for _ in range(2)] == ["detached", "active"]

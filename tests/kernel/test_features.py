@@ -19,7 +19,9 @@ from pyseccomp.features import _ENTRIES, Feature, _Probe, features
 
 libc = ctypes.CDLL(None, use_errno=True)
 ERRNO_EPERM, KILL_PROCESS, ALLOW = 0x00050000 | errno.EPERM, 0x80000000, 0x7FFF0000
-SYSCALLS = {"x86_64": {"seccomp": 317, "ptrace": 101, "pidfd_open": 434, "pidfd_getfd": 438, "ioctl": 16, "memfd_create": 319}}
+SYSCALLS = {
+    "x86_64": {"seccomp": 317, "ptrace": 101, "pidfd_open": 434, "pidfd_getfd": 438, "ioctl": 16, "memfd_create": 319}
+}
 
 # What each call takes away when a container's policy forbids it.
 LOST = {
@@ -71,7 +73,10 @@ def test_the_caller_is_left_as_it_was() -> None:
     def census() -> tuple[object, ...]:
         own = os.getpid()
         return (
-            [status_field(own, name) for name in ("NoNewPrivs", "Seccomp", "Seccomp_filters", "Threads", "SigBlk", "CapEff")],
+            [
+                status_field(own, name)
+                for name in ("NoNewPrivs", "Seccomp", "Seccomp_filters", "Threads", "SigBlk", "CapEff")
+            ],
             sorted(os.listdir("/proc/self/fd")),
             Path(f"/proc/{own}/task/{own}/children").read_text(),
         )
@@ -107,7 +112,9 @@ def test_it_works_while_sigchld_is_ignored() -> None:
 def test_threads_may_ask_at_the_same_time() -> None:
     wanted = [(f.name, f.available) for f in features()]
     answers: list[list[tuple[str, bool]]] = []
-    threads = [threading.Thread(target=lambda: answers.append([(f.name, f.available) for f in features()])) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: answers.append([(f.name, f.available) for f in features()])) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -147,7 +154,9 @@ def test_lost_capabilities_are_told() -> None:
 
     found = in_child(as_nobody)
     assert not any(found[name] for name in ("cap-sys-admin", "cap-sys-ptrace", "suspend-seccomp", "get-filter"))
-    assert all(found[name] for name in ("filter", "unprivileged", "notify", "ptrace-child", "pidfd-getfd", "memfd-seals"))
+    assert all(
+        found[name] for name in ("filter", "unprivileged", "notify", "ptrace-child", "pidfd-getfd", "memfd-seals")
+    )
 
 
 def test_a_process_that_may_not_be_dumped_cannot_be_attached_to() -> None:

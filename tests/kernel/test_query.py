@@ -293,7 +293,8 @@ def test_all_of_300_threads_are_listed_while_others_come_and_go() -> None:
 
 def test_a_visible_kernel_thread_is_named_as_one() -> None:
     kthreadd = next(
-        (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and (p / "comm").read_text() == "kthreadd\n"), None
+        (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and (p / "comm").read_text() == "kthreadd\n"),
+        None,
     )
     if kthreadd is None:
         pytest.skip("privilege: no kernel thread is visible in this pid namespace")

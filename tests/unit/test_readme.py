@@ -22,7 +22,12 @@ def test_the_example_runs_as_printed(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(block("example"))
     done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=30, check=False, env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"},
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.split("\n")) == sorted(["inactive detached", "active True", "denied", ""])
