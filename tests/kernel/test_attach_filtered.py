@@ -142,7 +142,7 @@ def docker_default() -> bytes:
     beside = Path(__file__).parents[2].parent / "shared" / "policies"
     file = Path(os.environ.get("PYSECCOMP_POLICIES", beside)) / "docker-default.json"
     if not file.exists():
-        pytest.skip(f"Docker's default policy is not at {file}; PYSECCOMP_POLICIES can name its folder")
+        pytest.skip(f"material lacks {file.name}: PYSECCOMP_POLICIES can name a folder of container engines' policies")
     return bytes(ps.Policy.from_oci(file).compile())
 
 

@@ -102,7 +102,7 @@ def kernel_threads() -> list[int]:
 def test_a_kernel_thread_is_refused() -> None:
     threads = kernel_threads()
     if not threads:
-        pytest.skip("no kernel thread is visible in this pid namespace")
+        pytest.skip("privilege: no kernel thread is visible in this pid namespace")
     with ps.Filter(deny_getppid()) as f, pytest.raises(ps.AttachError, match="kernel thread|permit"):
         f.attach(threads[0])
     assert status_field(threads[0], "Seccomp") == "0"
@@ -121,7 +121,7 @@ def attach_as_nobody(pid: int) -> str:
     return ""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to have a process of another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="privilege: root, to have a process of another user")
 def test_a_process_of_another_user_is_not_permitted_and_unchanged() -> None:
     with victim(build_victim("idle")) as subject:
         before = visible(subject.pid), filter_counts(subject.pid)
@@ -130,7 +130,7 @@ def test_a_process_of_another_user_is_not_permitted_and_unchanged() -> None:
         assert ask(subject)["probe"] == 0
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="needs an ordinary user: root may attach to any process")
+@pytest.mark.skipif(os.geteuid() == 0, reason="privilege: to have too little, root may attach to any process")
 def test_process_one_is_not_permitted_to_an_ordinary_user() -> None:
     with ps.Filter(deny_getppid()) as f, pytest.raises(ps.NotPermittedError):
         f.attach(1)

@@ -193,7 +193,7 @@ def test_threads_on_full_four_kib_stacks_keep_their_red_zone_and_all_around_it()
     assert (answer["bad"], answer["denied"], answer["probe"]) == (0, answer["threads"], DENIED)
 
 
-@pytest.mark.skipif(shutil.which("go") is None, reason="no Go compiler: the goroutines victim cannot be built")
+@pytest.mark.skipif(shutil.which("go") is None, reason="material lacks a Go compiler: the goroutines victim cannot be built")
 def test_a_go_program_computes_and_sleeps_on_over_twenty_attaches() -> None:
     with victim(build_victim("goroutines")) as subject:
         for _ in range(attaches(20)):

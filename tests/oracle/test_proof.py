@@ -17,7 +17,7 @@ import pyseccomp as ps
 
 X86 = (ps.Arch.X86_64, ps.Arch.X32, ps.Arch.X86)
 COUNT = int(os.environ.get("PYSECCOMP_PROOFS", "500"))
-PROFILES = Path(os.environ.get("PYSECCOMP_PROFILES", Path(__file__).parents[3] / "shared" / "policies"))
+POLICIES = Path(os.environ.get("PYSECCOMP_POLICIES", Path(__file__).parents[3] / "shared" / "policies"))
 CAPS = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP",
     "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
@@ -56,9 +56,9 @@ def test_random_policies_are_compiled_to_what_they_say(block):
 
 def profile(name: str) -> dict[str, Any]:
     """A profile that people run. They are other projects' files, so they are not in this repository."""
-    path = PROFILES / name
+    path = POLICIES / name
     if not path.exists():
-        pytest.skip(f"no {name}: set PYSECCOMP_PROFILES to a folder of container engines' seccomp profiles")
+        pytest.skip(f"material lacks {name}: PYSECCOMP_POLICIES can name a folder of container engines' policies")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
