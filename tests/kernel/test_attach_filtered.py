@@ -40,7 +40,7 @@ HOSTILE = {
     "traps_on_mmap": (0x00030000, MMAP),
 }
 root_only = pytest.mark.skipif(
-    not may_suspend(), reason="needs CAP_SYS_ADMIN and an unfiltered caller: filters cannot be suspended otherwise"
+    not may_suspend(), reason="privilege: CAP_SYS_ADMIN in an unfiltered caller, to suspend filters"
 )
 
 
