@@ -33,7 +33,7 @@ libc.syscall.restype = ctypes.c_long
 def call(name: str, *args: Any) -> int:
     """Make a system call; -errno when it fails."""
     ctypes.set_errno(0)
-    result = libc.syscall(NR[name], *args)
+    result = libc.syscall(NR[name], *(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args))
     return -ctypes.get_errno() if result == -1 and ctypes.get_errno() else int(result)
 
 
