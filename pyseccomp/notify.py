@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import importlib
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol, cast
 
-from pyseccomp import _core
+from pyseccomp import _core, syscalls
 from pyseccomp.errors import ReceiveTimeoutError
 from pyseccomp.responder import Responder, allow, deny, kill, reply
 
@@ -140,10 +139,6 @@ def _address(addr: int) -> int:
 
 
 def _syscall_name(nr: int, arch: int) -> str:
-    try:
-        syscalls = importlib.import_module("pyseccomp.syscalls")
-    except ImportError:
-        return f"syscall_{nr}"
     return syscalls.name(nr, arch) or f"syscall_{nr}"
 
 

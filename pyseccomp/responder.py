@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from pyseccomp import _core
+from pyseccomp import _core, syscalls
 from pyseccomp._core import Answer as Answer
 
 if TYPE_CHECKING:
@@ -158,7 +157,6 @@ def _call_key(syscall: str | int, arch: int | str | None) -> tuple[int, int]:
     """The token of the architecture and the number there."""
     if isinstance(syscall, int) and isinstance(arch, int):
         return arch, syscall
-    syscalls = importlib.import_module("pyseccomp.syscalls")
     number = syscall if isinstance(syscall, int) else syscalls.resolve(syscall, arch)
     return syscalls.Arch.of(arch).token, number
 

@@ -683,3 +683,11 @@ def test_stop_by_a_thread_ends_async_iteration() -> None:
 
     with listening(lambda: select.select([], [], []), "getppid") as (box, target):
         assert run_async(main(box)) == 0
+
+
+def test_a_notification_names_its_call() -> None:
+    with listening(lambda: call("getppid"), "getppid") as (box, target):
+        n = box.receive(DEADLINE)
+        assert n.syscall == "getppid"
+        n.allow()
+        assert target.result() == os.getpid()
