@@ -3,7 +3,8 @@
  *   visit.c   stop every thread of a process, and let it go again
  *   cave.c    find unused room in its executable memory
  *   inject.c  make one of its threads make system calls
- *   attach.c  what an attach does with these
+ *   commit.c  what an attach does with these
+ *   attach.c  who does it, and what happens before and after
  *
  * All of it runs in the injector (see attach.c), which shares our memory but not
  * our thread: no malloc, no stdio, no errno here, only raw system calls.

@@ -5,17 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from pyseccomp import _core
 from pyseccomp.errors import (
     AttachError,
     AttachTimeoutError,
-    FilterClosedError,
     KernelError,
     ListenerBusyError,
     NotPermittedError,
@@ -25,6 +22,7 @@ from pyseccomp.errors import (
     TargetGoneError,
     UnsupportedError,
 )
+from pyseccomp.owned import Owned
 from pyseccomp.program import Program
 from pyseccomp.query import HasPid, State, TaskState, query
 
@@ -78,11 +76,13 @@ class AttachmentState:
     task: TaskState
 
 
-class Attachment:
+class Attachment(Owned):
     """A filter bound to one process. Made by :meth:`Filter.attach`; owns the listener, if the filter notifies.
 
     Identity is a pidfd: a pid that is used again by another process is never taken for the target.
     """
+
+    _pidfd = -1
 
     def __init__(
         self,
@@ -109,6 +109,11 @@ class Attachment:
     def filter(self) -> Filter:
         """The filter that this attaches."""
         return self._filter
+
+    @property
+    def closed(self) -> bool:
+        """True after :meth:`close`."""
+        return self._pidfd < 0
 
     @property
     def activated(self) -> bool:
@@ -180,27 +185,9 @@ class Attachment:
         for fd in (*listeners, pidfd):
             os.close(fd)
 
-    def __enter__(self) -> Self:
-        self._check_open("with")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_pidfd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
-
     def __repr__(self) -> str:
         what = "closed" if self._pidfd < 0 else "activated" if self.activated else "inactive"
         return f"<Attachment to {self.pid} {what}>"
-
-    def _check_open(self, what: str) -> None:
-        if self._pidfd < 0:
-            raise FilterClosedError(f"{what}: this attachment is closed")
 
 
 # --------------------------------------------------------------------- options

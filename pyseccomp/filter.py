@@ -7,17 +7,16 @@ import fcntl
 import os
 import socket
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import reduction
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from pyseccomp import _core
 from pyseccomp.attach import Attachment, AttachmentState, Target, attach_other, attach_self, check_options, open_target
-from pyseccomp.errors import FilterClosedError, FilterFdError, KernelError, UnsupportedError
+from pyseccomp.errors import FilterFdError, KernelError, UnsupportedError
 from pyseccomp.notify import Receiver, new_inbox
+from pyseccomp.owned import Owned
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.query import State
@@ -45,7 +44,7 @@ class FilterState:
     """SHA-256 of the program."""
 
 
-class Filter(Receiver):
+class Filter(Owned, Receiver):
     """A seccomp filter that exists by itself: a kernel file descriptor which can be kept, sent and attached.
 
     Making one changes nobody. The descriptor is a memfd, CLOEXEC and sealed, that holds the checked program; a receiver
@@ -62,8 +61,9 @@ class Filter(Receiver):
     Raises ProgramError for a program that the kernel would refuse, PolicyError for a policy that cannot be compiled.
     """
 
+    _fd = -1
+
     def __init__(self, policy: Policy | Program, *, log: bool = False, wait_killable: bool = True) -> None:
-        self._fd = -1
         program = policy.compile() if isinstance(policy, Policy) else policy
         if not isinstance(program, Program):
             raise TypeError(f"Filter() takes a Policy or a Program, got {type(program).__name__}")
@@ -131,28 +131,10 @@ class Filter(Receiver):
             os.close(self._memfd)
         os.close(fd)
 
-    def __enter__(self) -> Self:
-        self._check_open("with")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
-
     def __repr__(self) -> str:
         if self._fd < 0:
             return "<Filter closed>"
         return f"<Filter fd={self._fd} {len(self._program)} instructions, {len(self._attachments)} attachments>"
-
-    def _check_open(self, what: str) -> None:
-        if self._fd < 0:
-            raise FilterClosedError(f"{what}: this filter is closed")
 
     # ------------------------------------------------- passing the descriptor
 

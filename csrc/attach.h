@@ -1,0 +1,60 @@
+/* attach.h - private: one attach, between attach.c (manager and injector) and
+ * commit.c (what is done in the stopped target). */
+#ifndef PSC_ATTACH_H
+#define PSC_ATTACH_H
+
+#include "tracee.h"
+
+#define PSC_PAGE 4096
+
+/* What a program answers to the calls that follow the commit. */
+struct psc_verdicts {
+	bool close, unmap, unmask;
+	bool close_notifies;
+};
+
+/* struct sock_fprog as the target's ABI has it, then the instructions. */
+struct psc_image {
+	union {
+		struct { uint16_t len; uint64_t insns; } wide;
+		struct { uint16_t len; uint32_t insns; } narrow;
+		uint8_t bytes[16];
+	} fprog;
+	struct sock_filter insns[];
+};
+
+struct psc_job {
+	const struct psc_attach_options *options;
+	struct psc_attach_result *result;
+	struct psc_process_state before;
+	struct psc_visit visit;
+	struct psc_cave cave;
+	struct psc_image *image;
+	size_t image_size;
+	struct psc_verdicts verdicts[2]; /* of the program alone: by abi->wide */
+	bool notifies;
+	int reserve;		     /* an fd kept free for the listener */
+	pid_t manager;
+	int outcome;		     /* 0 or -errno, with result->refusal */
+};
+
+static inline int psc_job_refuse(struct psc_job *job, enum psc_refusal why, int error)
+{
+	job->result->refusal = why;
+	return error;
+}
+
+/* What the program, or one of the target's, answers to the calls that an attach
+ * makes after the commit. ip: where they are made. */
+struct psc_verdicts psc_verdicts_judge(const struct sock_filter *insns, size_t len, const struct psc_abi *abi,
+				       uint64_t ip);
+
+/* Room that is asked of a cave: for the program too, if a page has room for it. */
+size_t psc_job_room_wanted(const struct psc_job *job);
+
+/* Filter the stopped threads of job->visit: all or, unless it says
+ * PSC_REFUSED_PARTIAL, none. They stand as they stood then, to be released.
+ * 0 or -errno, with job->result->refusal. */
+PSC_MUST_CHECK int psc_job_commit(struct psc_job *job);
+
+#endif

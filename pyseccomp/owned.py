@@ -1,0 +1,40 @@
+"""The life of objects that own file descriptors."""
+
+from __future__ import annotations
+
+import warnings
+from types import TracebackType
+from typing import Self
+
+from pyseccomp.errors import FilterClosedError
+
+
+class Owned:
+    """Base of the objects that own file descriptors: closed once, by ``with`` or :meth:`close`; dropped open, they warn."""
+
+    @property
+    def closed(self) -> bool:
+        """True after :meth:`close`, and before there was anything to close."""
+        raise AssertionError("defined by each owner")
+
+    def close(self) -> None:
+        """Close what is owned. Idempotent."""
+        raise AssertionError("defined by each owner")
+
+    def __enter__(self) -> Self:
+        self._check_open("with")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self.closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def _check_open(self, what: str) -> None:
+        if self.closed:
+            raise FilterClosedError(f"{what}: this {type(self).__name__.lower()} is closed")
