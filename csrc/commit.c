@@ -267,7 +267,7 @@ static int run_main(struct commit *commit, uint64_t address, uint32_t flags, boo
 	r = psc_tracee_run_main(&job->visit, commit->tracee, &commit->site, no_new_privs, ret_result);
 	if (r < 0)
 		return psc_job_refuse(job, r == -ESRCH ? PSC_REFUSED_GONE : PSC_REFUSED_FAULT, r);
-	job->result->no_new_privs_set |= no_new_privs;
+	job->result->no_new_privs_set |= no_new_privs && job->before.threads[0].no_new_privs == 0;
 	return 0;
 }
 

@@ -242,7 +242,7 @@ struct psc_attach_result {
 	int listener;		/* of all threads; -1: none (yours to close) */
 	pid_t pid;
 	uint32_t audit_arch;	/* ABI of the injected calls */
-	bool no_new_privs_set;	/* by us */
+	bool no_new_privs_set;	/* by us; it stays, on failure too */
 	bool suspended;		/* earlier filters were suspended for it */
 	uint64_t stop_ns;	/* from the first interrupt to the last release */
 	size_t residue;		/* bytes of anonymous memory that had to stay mapped */

@@ -322,7 +322,10 @@ def attach_other(program: Program, log: bool, wait_killable: bool, attachment: A
     if r < 0:
         for fd in listeners:
             os.close(fd)
-        raise explain(refusal, -r, attachment.pid, tid, tracer, tuple(t[0] for t in threads), attachment.timeout)
+        error = explain(refusal, -r, attachment.pid, tid, tracer, tuple(t[0] for t in threads), attachment.timeout)
+        if nnp:
+            error.add_note("no_new_privs was set in the target before the kernel refused, and stays set")
+        raise error
     outcomes = tuple(ThreadOutcome(t[0], _known(t[1]), _known(t[2])) for t in threads)
     return AttachResult(outcomes, nnp, suspended, stop_ns, residue), listeners
 
