@@ -102,7 +102,7 @@ def state(pid: int) -> str:
 
 def visible(pid: int) -> dict[str, object]:
     """Everything about a process that an attach must leave as it was."""
-    fields = ("TracerPid", "SigQ", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "CapEff", "VmData", "VmExe")
+    fields = ("TracerPid", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "CapEff", "VmData", "VmExe")
     view: dict[str, object] = {name: status_field(pid, name) for name in fields}
     view["maps"] = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "[heap]" not in line]
     view["fds"] = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
