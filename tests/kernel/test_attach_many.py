@@ -69,7 +69,7 @@ def test_attaching_to_short_lived_targets_leaks_nothing_and_harms_none(notify: b
     program = str(build_victim("brief"))
     attached, harmed, before, after = in_child(attach_to_brief_ones, program, notify, ROUNDS, timeout=60 + ROUNDS / 20)
     assert harmed == []
-    assert attached > ROUNDS * 0.9
+    assert attached > ROUNDS * 0.5
     assert after.descriptors == before.descriptors
     assert after.threads == before.threads
     assert after.children == before.children == 0

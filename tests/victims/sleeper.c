@@ -9,6 +9,7 @@
 #include "victim.h"
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <poll.h>
 #include <semaphore.h>
 #include <signal.h>
@@ -294,7 +295,9 @@ static void wake_drain(void)
 
 static void wake_futex(void)
 {
-	futex(FUTEX_WAKE, 1, NULL);
+	/* The word does not change, so a wake-up before the waiter is back in its call would be lost. */
+	while (futex(FUTEX_WAKE, 1, NULL) == 0)
+		sched_yield();
 }
 
 static void wake_connect(void)
