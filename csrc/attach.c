@@ -339,6 +339,7 @@ static int attempt(const struct psc_attach_options *options, uint64_t deadline, 
 	};
 	int r;
 
+	psc_attach_result_destroy(ret_result); /* of the attempt before */
 	*ret_result = (struct psc_attach_result){ .listener = -1 };
 	r = attach(&job);
 	clean_up(&job);
