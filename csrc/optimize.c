@@ -594,8 +594,10 @@ static uint32_t search(struct optimizer *o, const struct sequence *s)
 /* Where an ABI's numbers start. */
 static uint32_t first_number(uint32_t token)
 {
+	if ((token & 0xffff) != 8)
+		return 0;
 	for (int arch = 0; arch < PSC_ARCH_COUNT; arch++)
-		if (psc_arch_token(arch) == token && (token & 0xffff) == 8) /* EM_MIPS: 4000, 5000 or 6000 */
+		if (psc_arch_token(arch) == token) /* EM_MIPS: 4000, 5000 or 6000 */
 			return (uint32_t)psc_syscall_number(arch, psc_syscall_id("read")) / 1000 * 1000;
 	return 0;
 }

@@ -337,18 +337,55 @@ static bool laid_before(const struct psc_policy *policy, const struct entry *a, 
 	return x != y ? x > y : a->rule < b->rule;
 }
 
-static void sort_entries(const struct psc_policy *policy, struct entry *entries, struct entry *spare, size_t count)
+/* Entries of one number, in the order of laid_before(). */
+static void sort_layers(const struct psc_policy *policy, struct entry *entries, struct entry *spare, size_t count)
 {
 	size_t half = count / 2, i = 0, j = half, n = 0;
 
 	if (count < 2)
 		return;
-	sort_entries(policy, entries, spare, half);
-	sort_entries(policy, entries + half, spare, count - half);
+	sort_layers(policy, entries, spare, half);
+	sort_layers(policy, entries + half, spare, count - half);
 	memcpy(spare, entries, half * sizeof(*spare));
 	while (i < half && j < count)
 		entries[n++] = laid_before(policy, &entries[j], &spare[i]) ? entries[j++] : spare[i++];
 	memcpy(entries + n, spare + i, (half - i) * sizeof(*spare));
+}
+
+/* One pass of a radix sort, by the byte of the number that is shift bits up. */
+static void sort_by_byte(const struct entry *entries, struct entry *ret_entries, size_t count, unsigned int shift)
+{
+	size_t place[256] = { 0 }, sum = 0;
+
+	for (size_t i = 0; i < count; i++)
+		place[entries[i].nr >> shift & 0xff]++;
+	for (size_t b = 0; b < 256; b++) {
+		size_t here = place[b];
+
+		place[b] = sum;
+		sum += here;
+	}
+	for (size_t i = 0; i < count; i++)
+		ret_entries[place[entries[i].nr >> shift & 0xff]++] = entries[i];
+}
+
+/* By number, in time linear in the rules, then each number's layers. spare is as large as entries. */
+static void sort_entries(const struct psc_policy *policy, struct entry *entries, struct entry *spare, size_t count)
+{
+	uint32_t differing = 0;
+
+	for (size_t i = 1; i < count; i++)
+		differing |= entries[i].nr ^ entries[0].nr;
+	for (unsigned int shift = 0; shift < 32; shift += 8)
+		if (differing >> shift & 0xff) {
+			sort_by_byte(entries, spare, count, shift);
+			memcpy(entries, spare, count * sizeof(*entries));
+		}
+	for (size_t i = 0, from; i < count;) {
+		for (from = i; i < count && entries[i].nr == entries[from].nr; i++)
+			;
+		sort_layers(policy, &entries[from], spare, i - from);
+	}
 }
 
 static size_t collect(const struct psc_policy *policy, enum psc_arch arch, struct entry *entries)
