@@ -34,7 +34,8 @@ UNDER_TEST = {
     "i386 number 460: unknown, denied": "i386:460",
 }
 NOISE = 8.0
-"""Nanoseconds by which a shared machine's medians differ between two runs of the same program."""
+NOISY = 0.03
+"""Nanoseconds, and part of the bare call, by which a shared machine's medians differ between two runs of one program."""
 
 
 @pytest.mark.parametrize("shape", ["x86_64", "3 ABIs"])
@@ -76,4 +77,5 @@ def test_load_time_and_cost_of_a_call(benchmark: Any, shape: str, tmp_path: Path
     assert figures["load, ours : tree"]["median"] <= 0.40
     for call, by_program in cost.items():
         best = min(by_program["size"]["median"], by_program["depth"]["median"])
-        assert best <= by_program["tree"]["median"] + NOISE, call
+        allowance = NOISE + NOISY * figures["ns a call, unfiltered"][call]
+        assert best <= by_program["tree"]["median"] + allowance, call
