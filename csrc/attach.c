@@ -35,7 +35,6 @@
 #include <sys/wait.h>
 
 #define STACK_SIZE (256 * 1024)
-#define MAX_TRIES 100
 #define MAX_TRIES_PERMISSION 10
 
 int psc_job_stop_failed(struct psc_job *job, int error)
@@ -313,7 +312,7 @@ static int attach(struct psc_job *job)
 
 /* A process that is executing another program shows itself without memory, not
  * to be traced, or its leader as dead, for a moment: what lives is asked again. */
-static bool was_passing(const struct psc_attach_options *options, const struct psc_attach_result *result, int tries)
+bool psc_attach_was_passing(const struct psc_attach_options *options, const struct psc_attach_result *result, int tries)
 {
 	struct pollfd exited = { .fd = options->pidfd, .events = POLLIN };
 	const struct timespec nap = { 0, 200000 };
@@ -356,7 +355,7 @@ int psc_attach(const struct psc_attach_options *options, struct psc_attach_resul
 		return -EINVAL;
 	do
 		r = attempt(options, deadline, ret_result);
-	while (r < 0 && ++tries < MAX_TRIES && psc_now_ns() < deadline && was_passing(options, ret_result, tries));
+	while (r < 0 && ++tries < PSC_MAX_TRIES && psc_now_ns() < deadline && psc_attach_was_passing(options, ret_result, tries));
 	return r;
 }
 

@@ -463,16 +463,14 @@ static int start(struct psc_trigger *trigger)
 	return r;
 }
 
-int psc_trigger_arm(const struct psc_attach_options *options, struct psc_trigger **ret_trigger,
-		    struct psc_attach_result *ret_result)
+static int arm(const struct psc_attach_options *options, struct psc_trigger **ret_trigger,
+	       struct psc_attach_result *ret_result)
 {
 	struct psc_trigger *trigger = NULL;
 	struct psc_process_state state;
 	int r;
 
 	*ret_result = (struct psc_attach_result){ .listener = -1, .refusal = PSC_REFUSED_INJECTOR };
-	if (options->leader_only || options->in_thread || psc_program_check(options->insns, options->len, NULL) < 0)
-		return -EINVAL;
 	r = make(options, &trigger);
 	if (r == 0 && !trigger->spawner) {
 		r = psc_query_process(0, options->pidfd, &state);
@@ -492,6 +490,22 @@ int psc_trigger_arm(const struct psc_attach_options *options, struct psc_trigger
 		destroy(trigger);
 	if (r == 0)
 		*ret_trigger = trigger;
+	return r;
+}
+
+int psc_trigger_arm(const struct psc_attach_options *options, struct psc_trigger **ret_trigger,
+		    struct psc_attach_result *ret_result)
+{
+	uint64_t deadline = psc_now_ns() + options->timeout_ns;
+	int tries = 0, r;
+
+	*ret_result = (struct psc_attach_result){ .listener = -1, .refusal = PSC_REFUSED_INJECTOR };
+	if (options->leader_only || options->in_thread || psc_program_check(options->insns, options->len, NULL) < 0)
+		return -EINVAL;
+	do
+		r = arm(options, ret_trigger, ret_result);
+	while (r < 0 && options->pidfd >= 0 && ++tries < PSC_MAX_TRIES && psc_now_ns() < deadline &&
+	       psc_attach_was_passing(options, ret_result, tries));
 	return r;
 }
 
