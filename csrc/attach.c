@@ -35,10 +35,9 @@
 #include <sys/wait.h>
 
 #define STACK_SIZE (256 * 1024)
-#define MAX_TRIES 100
 #define MAX_TRIES_PERMISSION 10
 
-static int stop_failed(struct psc_job *job, int error)
+int psc_job_stop_failed(struct psc_job *job, int error)
 {
 	job->result->tid = job->visit.blamed;
 	job->result->other_tracer = job->visit.other_tracer;
@@ -58,7 +57,7 @@ static void inject(struct psc_job *job)
 
 	r = psc_visit_stop(&job->visit);
 	if (r < 0)
-		r = stop_failed(job, r);
+		r = psc_job_stop_failed(job, r);
 	else
 		r = psc_job_commit(job);
 	psc_visit_release(&job->visit);
@@ -119,7 +118,7 @@ static void *injector_thread(void *arg)
 	return NULL;
 }
 
-static int run_process(struct psc_job *job)
+int psc_injector_run(int (*work)(void *), void *arg)
 {
 	const int flags = CLONE_VM | CLONE_FILES;
 	char *stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
@@ -129,8 +128,7 @@ static int run_process(struct psc_job *job)
 	if (stack == MAP_FAILED)
 		return -ENOMEM;
 	(void)!mprotect(stack, PSC_PAGE, PROT_NONE);
-	job->outcome = -EINTR;
-	pid = clone(injector, stack + STACK_SIZE, flags, job);
+	pid = clone(work, stack + STACK_SIZE, flags, arg);
 	if (pid < 0) {
 		status = -errno;
 	} else {
@@ -161,7 +159,8 @@ static int run_injector(struct psc_job *job)
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = job->visit.own_signals ? run_process(job) : run_thread(job);
+	job->outcome = -EINTR;
+	r = job->visit.own_signals ? psc_injector_run(injector, job) : run_thread(job);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (r < 0)
 		return psc_job_refuse(job, PSC_REFUSED_INJECTOR, r);
@@ -313,7 +312,7 @@ static int attach(struct psc_job *job)
 
 /* A process that is executing another program shows itself without memory, not
  * to be traced, or its leader as dead, for a moment: what lives is asked again. */
-static bool was_passing(const struct psc_attach_options *options, const struct psc_attach_result *result, int tries)
+bool psc_attach_was_passing(const struct psc_attach_options *options, const struct psc_attach_result *result, int tries)
 {
 	struct pollfd exited = { .fd = options->pidfd, .events = POLLIN };
 	const struct timespec nap = { 0, 200000 };
@@ -356,7 +355,7 @@ int psc_attach(const struct psc_attach_options *options, struct psc_attach_resul
 		return -EINVAL;
 	do
 		r = attempt(options, deadline, ret_result);
-	while (r < 0 && ++tries < MAX_TRIES && psc_now_ns() < deadline && was_passing(options, ret_result, tries));
+	while (r < 0 && ++tries < PSC_MAX_TRIES && psc_now_ns() < deadline && psc_attach_was_passing(options, ret_result, tries));
 	return r;
 }
 

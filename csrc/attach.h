@@ -6,6 +6,7 @@
 #include "tracee.h"
 
 #define PSC_PAGE 4096
+#define PSC_MAX_TRIES 100
 
 /* What a program answers to the calls that follow the commit. */
 struct psc_verdicts {
@@ -34,7 +35,7 @@ struct psc_job {
 	struct psc_verdicts verdicts[2]; /* of the program alone: by abi->wide */
 	bool notifies;
 	int reserve;		     /* an fd kept free for the listener */
-	pid_t manager;
+	pid_t manager;		     /* without it nothing is committed; 0: come what may */
 	int outcome;		     /* 0 or -errno, with result->refusal */
 };
 
@@ -56,5 +57,15 @@ size_t psc_job_room_wanted(const struct psc_job *job);
  * PSC_REFUSED_PARTIAL, none. They stand as they stood then, to be released.
  * 0 or -errno, with job->result->refusal. */
 PSC_MUST_CHECK int psc_job_commit(struct psc_job *job);
+
+/* Is it worth another try? If so it has napped. tries: how many were made. */
+bool psc_attach_was_passing(const struct psc_attach_options *options, const struct psc_attach_result *result, int tries);
+
+/* Say why psc_visit_stop() failed. */
+int psc_job_stop_failed(struct psc_job *job, int error);
+
+/* Run work(arg) in a process that shares our memory and files, and wait for its
+ * end. Call it with all signals blocked. -EINTR: it was killed. */
+PSC_MUST_CHECK int psc_injector_run(int (*work)(void *), void *arg);
 
 #endif

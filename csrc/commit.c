@@ -122,7 +122,7 @@ static int suspend_filters(struct commit *commit)
 	int filters = 0, r;
 
 	commit->suspended = psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, commit->tracee->tid, 0,
-				    PTRACE_OPTIONS | PTRACE_O_SUSPEND_SECCOMP) == 0;
+				    job->visit.options | PTRACE_OPTIONS | PTRACE_O_SUSPEND_SECCOMP) == 0;
 	if (commit->suspended && job->before.threads[0].seccomp == SECCOMP_MODE_DISABLED)
 		return 0;
 	r = number_of_filters(job, commit->tracee->tid, &filters);
@@ -239,7 +239,7 @@ static int write_program(struct commit *commit, uint64_t address)
 
 static bool manager_died(const struct psc_job *job)
 {
-	return job->visit.own_signals && psc_sys(SYS_getppid) != job->manager;
+	return job->manager && job->visit.own_signals && psc_sys(SYS_getppid) != job->manager;
 }
 
 /* The commit. *ret_result: what seccomp() returned. */

@@ -261,6 +261,32 @@ PSC_MUST_CHECK int psc_attach(const struct psc_attach_options *options, struct p
 
 /* Frees the list of threads; the listeners are the caller's. */
 void psc_attach_result_destroy(struct psc_attach_result *result);
+/* ---------------------------------------------------------------- trigger
+ *
+ * Attach when a process executes another program: in force from the first
+ * instruction of that. Until then nothing is changed; the process is seized by a
+ * watcher, a process of its own that sleeps until a thread is born, a signal comes
+ * or an execve succeeds. The watcher outlives us. If it is killed itself, and when
+ * the filter cannot be put into the new program, the process is killed. */
+
+struct psc_trigger;
+
+/* Arm. options->pidfd: the process, or -1: the next process that the calling thread
+ * forks, until psc_trigger_finish(). leader_only and in_thread must be false. Waits
+ * for all threads to be seized, at most timeout_ns. On failure nothing is changed,
+ * and *ret_result says why as in psc_attach(). */
+PSC_MUST_CHECK int psc_trigger_arm(const struct psc_attach_options *options, struct psc_trigger **ret_trigger,
+				   struct psc_attach_result *ret_result);
+
+/* Let the process go untouched, unless it has executed by now. Does not wait. Any thread may call it. */
+void psc_trigger_disarm(struct psc_trigger *trigger);
+
+/* Wait for the end, free the trigger. 0: attached, as psc_attach(). -ECANCELED:
+ * disarmed. -ESRCH with PSC_REFUSED_GONE: it ended before. Else: it was killed, and
+ * *ret_result says why. *ret_pidfd, yours to close, is the process, reaped or not; -1
+ * if none was forked. Both are written in any case. */
+PSC_MUST_CHECK int psc_trigger_finish(struct psc_trigger *trigger, struct psc_attach_result *ret_result,
+				      int *ret_pidfd);
 /* ------------------------------------------------------------- equivalence */
 
 /* Compare two programs over all inputs. 0: they answer every call alike, in what

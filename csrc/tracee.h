@@ -37,6 +37,7 @@ enum psc_tracee_state {
 struct psc_tracee {
 	pid_t tid;
 	enum psc_tracee_state state;
+	bool group_stop;    /* stopped for its process's stop, not by us alone */
 	bool masked;	    /* its signals are blocked by us; sigmask has the real mask */
 	uint64_t sigmask;
 	struct psc_regs regs; /* as it was stopped, to be put back unmodified */
@@ -51,6 +52,7 @@ struct psc_visit {
 	uint64_t deadline;  /* CLOCK_MONOTONIC, ns */
 	uint64_t since;	    /* when the first thread was interrupted; 0: none was */
 	bool own_signals;   /* the visitor is a process of its own and may use timers */
+	int timer;	    /* the one that runs, if it does */
 
 	struct psc_tracee *tracees;
 	size_t n, size;
@@ -59,12 +61,25 @@ struct psc_visit {
 	bool stop_signal;   /* a SIGSTOP was held back */
 	pid_t blamed;	    /* the thread that a failure is about, 0: none */
 	pid_t other_tracer; /* who holds it */
+	unsigned long options; /* PTRACE_O_* wanted beside the usual, once stopped */
 };
 
 /* Seize and stop all threads, until a whole scan finds no unknown one. On
  * failure call psc_visit_release() all the same. -EBUSY: other_tracer holds
  * blamed. -EPERM, -ESRCH. -ETIMEDOUT: blamed would not stop. */
 PSC_MUST_CHECK int psc_visit_stop(struct psc_visit *visit);
+
+/* Let them run again, seized still; who was in a group-stop stays in it. */
+void psc_visit_resume(struct psc_visit *visit);
+
+/* Interrupt those that run, for psc_visit_stop(). */
+void psc_visit_interrupt(struct psc_visit *visit);
+
+/* End the timer that psc_visit_stop() began, for who waits long. */
+void psc_visit_stop_timer(struct psc_visit *visit);
+
+/* Take note of a thread that is traced already. -ENOMEM. */
+PSC_MUST_CHECK int psc_visit_add(struct psc_visit *visit, pid_t tid);
 
 /* Let all threads go, each as it was. The list of them stays. */
 void psc_visit_release(struct psc_visit *visit);

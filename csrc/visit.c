@@ -41,7 +41,7 @@ struct psc_tracee *psc_visit_find(struct psc_visit *visit, pid_t tid)
 	return NULL;
 }
 
-static int add_tracee(struct psc_visit *visit, pid_t tid)
+int psc_visit_add(struct psc_visit *visit, pid_t tid)
 {
 	if (visit->n == visit->size) {
 		size_t size = visit->size ? visit->size * 4 : 64;
@@ -134,7 +134,7 @@ static int seize_new(struct psc_visit *visit, pid_t tid)
 
 	if (r <= 0)
 		return r;
-	r = add_tracee(visit, tid);
+	r = psc_visit_add(visit, tid);
 	if (r < 0) {
 		visit->blamed = tid;
 		return r;
@@ -230,7 +230,7 @@ static int adopt_newborn(struct psc_visit *visit, pid_t parent)
 		return 0;
 	snprintf(name, sizeof(name), "%d", (int)tid);
 	if (!visit->only && psc_sys(SYS_faccessat, visit->tasks, name, F_OK) == 0)
-		return add_tracee(visit, (pid_t)tid);
+		return psc_visit_add(visit, (pid_t)tid);
 	if (psc_visit_wait(visit, (pid_t)tid, &status) == 0 && WIFSTOPPED(status))
 		psc_sys(SYS_ptrace, PTRACE_DETACH, (pid_t)tid, 0, 0);
 	return 0;
@@ -255,6 +255,7 @@ static int stop_one(struct psc_visit *visit, size_t index)
 		}
 		event = status >> 16;
 		if (event == PTRACE_EVENT_STOP) {
+			tracee->group_stop = WSTOPSIG(status) != SIGTRAP;
 			tracee->state = psc_regs_get(tid, &tracee->regs) < 0 ? PSC_TRACEE_DEAD : PSC_TRACEE_STOPPED;
 			if (tracee->state == PSC_TRACEE_STOPPED)
 				mend_interrupted(tracee);
@@ -306,14 +307,13 @@ static int start_timer(struct psc_visit *visit)
 	};
 	const struct itimerspec every = { { 0, 5000000 }, { 0, 5000000 } };
 	uint64_t mask = ~(1ULL << (SIGALRM - 1));
-	int timer;
 	long r;
 
 	if (sigaction(SIGALRM, &action, NULL) < 0)
 		return -EINVAL;
-	r = psc_sys(SYS_timer_create, CLOCK_MONOTONIC, &event, &timer);
+	r = psc_sys(SYS_timer_create, CLOCK_MONOTONIC, &event, &visit->timer);
 	if (r == 0)
-		r = psc_sys(SYS_timer_settime, timer, 0, &every, 0);
+		r = psc_sys(SYS_timer_settime, visit->timer, 0, &every, 0);
 	if (r == 0)
 		r = psc_sys(SYS_rt_sigprocmask, SIG_SETMASK, &mask, 0, sizeof(mask));
 	return (int)r;
@@ -323,16 +323,17 @@ static int stop_all(struct psc_visit *visit)
 {
 	int found;
 
-	while ((found = seize_all_new(visit)) > 0) {
-		for (size_t i = 0; i < visit->n; i++) {
+	do {
+		found = seize_all_new(visit);
+		for (size_t i = 0; found >= 0 && i < visit->n; i++) {
 			int r = stop_one(visit, i);
 
 			if (r < 0)
 				return r;
 		}
-		if (visit->only)
+		if (visit->only && found >= 0)
 			return 0;
-	}
+	} while (found > 0);
 	return found;
 }
 
@@ -341,6 +342,30 @@ int psc_visit_stop(struct psc_visit *visit)
 	int r = visit->own_signals ? start_timer(visit) : 0;
 
 	return r < 0 ? r : stop_all(visit);
+}
+
+void psc_visit_stop_timer(struct psc_visit *visit)
+{
+	psc_sys(SYS_timer_delete, visit->timer);
+}
+
+void psc_visit_interrupt(struct psc_visit *visit)
+{
+	for (size_t i = 0; i < visit->n; i++)
+		if (visit->tracees[i].state == PSC_TRACEE_RUNNING)
+			psc_sys(SYS_ptrace, PTRACE_INTERRUPT, visit->tracees[i].tid, 0, 0);
+}
+
+void psc_visit_resume(struct psc_visit *visit)
+{
+	for (size_t i = 0; i < visit->n; i++) {
+		struct psc_tracee *tracee = &visit->tracees[i];
+
+		if (tracee->state != PSC_TRACEE_STOPPED)
+			continue;
+		tracee->state = PSC_TRACEE_RUNNING;
+		psc_sys(SYS_ptrace, tracee->group_stop ? PTRACE_LISTEN : PTRACE_CONT, tracee->tid, 0, 0);
+	}
 }
 
 /* ----------------------------------------------------------------- release */

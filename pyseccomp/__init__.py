@@ -55,6 +55,10 @@ from pyseccomp.attach import (
 )
 from pyseccomp.filter import Filter as Filter, FilterState as FilterState
 
+# ---- triggers, processes
+from pyseccomp.popen import Popen as Popen, create_subprocess_exec as create_subprocess_exec
+from pyseccomp.triggers import TriggeredAttachment as TriggeredAttachment
+
 # ---- errors
 from pyseccomp.errors import (
     AttachError as AttachError,

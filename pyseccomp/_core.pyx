@@ -145,7 +145,7 @@ def install_knows_flags(uint32_t flags) -> bool:
 
 def attach(int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_privs, bint leader_only, bint in_thread,
            uint64_t timeout_ns) -> tuple:
-    cdef size_t n = 0, i
+    cdef size_t n = 0
     cdef cpsc.psc_attach_options options
     cdef cpsc.psc_attach_result result
     cdef int r
@@ -160,6 +160,12 @@ def attach(int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_pri
     options.timeout_ns = timeout_ns
     with nogil:
         r = cpsc.psc_attach(&options, &result)
+    return _attach_result(r, &result)
+
+
+cdef tuple _attach_result(int r, cpsc.psc_attach_result *result):
+    """Convert and free."""
+    cdef size_t i
     try:
         threads = [
             (result.threads[i].tid, result.threads[i].filters_before, result.threads[i].filters_after, result.threads[i].listener)
@@ -170,7 +176,47 @@ def attach(int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_pri
             result.no_new_privs_set, result.suspended, result.stop_ns, result.residue, threads,
         )
     finally:
-        cpsc.psc_attach_result_destroy(&result)
+        cpsc.psc_attach_result_destroy(result)
+
+
+# ------------------------------------------------------------------- trigger
+
+cdef class Trigger:
+    """One armed trigger; finish() ends it. Dropped without, it stays armed and its few resources stay too."""
+
+    cdef cpsc.psc_trigger *_trigger
+    cdef readonly tuple refused
+
+    def __init__(self, int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_privs, uint64_t timeout_ns):
+        cdef size_t n = 0
+        cdef cpsc.psc_attach_options options
+        cdef cpsc.psc_attach_result result
+        cdef int r
+        memset(&options, 0, sizeof(options))
+        options.pidfd = pidfd
+        options.insns = _insns(program, &n)
+        options.len = n
+        options.flags = flags
+        options.no_new_privs = <cpsc.psc_no_new_privs>no_new_privs
+        options.timeout_ns = timeout_ns
+        with nogil:
+            r = cpsc.psc_trigger_arm(&options, &self._trigger, &result)
+        self.refused = _attach_result(r, &result) if r < 0 else None
+
+    def disarm(self) -> None:
+        if self._trigger != NULL:
+            cpsc.psc_trigger_disarm(self._trigger)
+
+    def finish(self) -> tuple:
+        cdef int pidfd
+        cdef cpsc.psc_attach_result result
+        cdef cpsc.psc_trigger *trigger = self._trigger
+        cdef int r
+        with nogil:
+            r = cpsc.psc_trigger_finish(trigger, &result, &pidfd)
+        self._trigger = NULL
+        return _attach_result(r, &result), pidfd
+
 # --------------------------------------------------------------- equivalence
 
 def difference(const uint8_t[::1] a, const uint8_t[::1] b) -> tuple[int, int, int, list[int]] | None:

@@ -36,7 +36,7 @@ _FLAG_LOG = 1 << 1
 _FLAG_NEW_LISTENER = 1 << 3
 _FLAG_WAIT_KILLABLE = 1 << 5
 
-_NO_NEW_PRIVS = {False: 0, True: 1, "auto": 2}  # enum psc_no_new_privs
+_NO_NEW_PRIVS: dict[bool | str, int] = {False: 0, True: 1, "auto": 2}  # enum psc_no_new_privs
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,10 @@ class Attachment(Owned):
             raise AttachError(errno.ENOTCONN, f"listener of the attachment to {self.pid}: there is none, {why}")
         return self._listeners[0]
 
+    def _begin(self) -> None:
+        """Do what attach() does. For this package only."""
+        self.activate()
+
     def activate(self) -> None:
         """Put the filter in force now, for every thread, or raise and change nothing. Once is enough: then a no-op.
 
@@ -219,9 +223,13 @@ def check_options(
         f"mode={mode!r}": mode in ("park", "gate"),
         "tree=True": tree,
         "cgroup=": cgroup is not None,
-        "activate_on=": activate_on is not None,
+        f"activate_on={activate_on!r}": activate_on is not None,
         "deadline=": deadline is not None,
     }
+    if activate_on == "exec":
+        if threads != "all":
+            raise ValueError("attach: activate_on='exec' is for the new program, which has one thread; leave threads='all'")
+        del asked[f"activate_on={activate_on!r}"]
     for option, wanted in asked.items():
         if wanted:
             raise UnsupportedError(
@@ -309,7 +317,15 @@ def _own_result(before: TaskState) -> AttachResult:
 
 def attach_other(program: Program, log: bool, wait_killable: bool, attachment: Attachment) -> Installed:
     """Inject the program into another process."""
-    r, refusal, tid, tracer, pid, listener, _, nnp, suspended, stop_ns, residue, threads = _core.attach(
+    return installed(attach_raw(program, log, wait_killable, attachment), attachment)
+
+
+Raw = tuple[int, int, int, int, int, int, int, bool, bool, int, int, list[tuple[int, int, int, int]]]
+
+
+def attach_raw(program: Program, log: bool, wait_killable: bool, attachment: Attachment) -> Raw:
+    """Inject; what the core answers."""
+    return _core.attach(
         attachment.pidfd,
         bytes(program),
         _flags(log, wait_killable),
@@ -318,6 +334,18 @@ def attach_other(program: Program, log: bool, wait_killable: bool, attachment: A
         _yama_scope() == 1 and not _has_cap_sys_ptrace(),
         int(attachment.timeout * 1e9),
     )
+
+
+def arm(program: Program, log: bool, wait_killable: bool, pidfd: int, no_new_privs: bool | str, timeout: float) -> _core.Trigger:
+    """Arm the core's trigger."""
+    return _core.Trigger(
+        pidfd, bytes(program), _flags(log, wait_killable), _NO_NEW_PRIVS[no_new_privs], int(timeout * 1e9)
+    )
+
+
+def installed(raw: Raw, attachment: Attachment) -> Installed:
+    """Make a result, or raise the refusal, of what the core answered."""
+    r, refusal, tid, tracer, _, listener, _, nnp, suspended, stop_ns, residue, threads = raw
     listeners = tuple(fd for fd in (listener, *(t[3] for t in threads)) if fd >= 0)
     if r < 0:
         for fd in listeners:

@@ -109,6 +109,11 @@ cdef extern from "psc.h" nogil:
         int other_tracer
     int psc_attach(const psc_attach_options *options, psc_attach_result *ret_result)
     void psc_attach_result_destroy(psc_attach_result *result)
+    struct psc_trigger:
+        pass
+    int psc_trigger_arm(const psc_attach_options *options, psc_trigger **ret_trigger, psc_attach_result *ret_result)
+    void psc_trigger_disarm(psc_trigger *trigger)
+    int psc_trigger_finish(psc_trigger *trigger, psc_attach_result *ret_result, int *ret_pidfd)
     # equivalence
     int psc_program_difference(const sock_filter *a, size_t a_len, const sock_filter *b, size_t b_len,
                                seccomp_data *ret_data)

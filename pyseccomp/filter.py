@@ -214,6 +214,9 @@ class Filter(Owned, Receiver):
         thread gets the filter or none does, and nothing is changed on failure. This holds when this process is killed
         in the middle of it; notified calls then fail with ENOSYS.
 
+        activate_on="exec": in force from the first instruction of the program that the process executes next (see
+        :class:`TriggeredAttachment`); the program may deny execve itself.
+
         active=False binds without touching the process at all; :meth:`Attachment.activate` attaches. threads: "one"
         filters the main thread only. no_new_privs: "auto" sets it in the target if the kernel asks for it, and
         :attr:`Attachment.result` tells. timeout: seconds within which every thread must have stopped.
@@ -228,15 +231,18 @@ class Filter(Owned, Receiver):
         """
         check_options(mode, tree, cgroup, threads, no_new_privs, activate_on, deadline, on_deadline, timeout)
         self._check_open("attach")
+        if activate_on is not None and not active:
+            raise ValueError("attach: activate_on= says when it becomes active; leave active=False out")
         pid, fd = open_target(target, pidfd)
+        kind = Attachment if activate_on is None else _triggered()
         try:
-            attachment = Attachment(self, pid, fd, threads, no_new_privs, timeout)
+            attachment = kind(self, pid, fd, threads, no_new_privs, timeout)
         except BaseException:
             os.close(fd)
             raise
         if active:
             try:
-                attachment.activate()
+                attachment._begin()
             except BaseException:
                 attachment.close()
                 raise
@@ -247,6 +253,10 @@ class Filter(Owned, Receiver):
                 "attach to oneself, inactive: a process cannot inject into itself, and mode 'park' is not in this "
                 "release; let another process attach, or attach when it is to be active",
             )
+        return self._adopt(attachment)
+
+    def _adopt(self, attachment: Attachment) -> Attachment:
+        """Own an attachment. For this package only."""
         with self._lock:
             if self._fd < 0:
                 attachment.close()
@@ -310,6 +320,12 @@ class Filter(Owned, Receiver):
 def _dup(fd: int) -> int:
     """Duplicate a descriptor, CLOEXEC, above the standard three."""
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def _triggered() -> type[Attachment]:
+    from pyseccomp.triggers import TriggeredAttachment
+
+    return TriggeredAttachment
 
 
 def _rebuild(dup: Any) -> Filter:

@@ -1,0 +1,554 @@
+/* trigger.c - attach when a process executes another program.
+ *
+ *   manager          host (a thread)     watcher (a process, as the injector)
+ *   arm -----------> clone ------------> seize all threads, resume them
+ *   <------------------------------------ armed
+ *                    wait for it         sleep in ppoll; pass stops on
+ *                                        exec: stop before the first instruction,
+ *                                        commit, let go
+ *   finish <-------- join <------------- exit
+ *
+ * The invariant: from "armed" on no new program runs an instruction without the
+ * filter. Threads born later are traced from birth; whoever executes stops at
+ * PTRACE_EVENT_EXEC. The watcher survives the manager (it then gives back all fds
+ * but its own); should it be killed itself, PTRACE_O_EXITKILL kills the target; so
+ * it ends only when nothing is traced any more. What cannot be filtered is killed.
+ *
+ * Without a pidfd the target is the next child of the thread that arms: this is
+ * seized until it forks, and its child is traced from birth.
+ *
+ * The host keeps alive what the watcher uses of its thread (the C library's thread
+ * area). No malloc, no errno in the watcher: the manager runs meanwhile.
+ */
+#define _GNU_SOURCE
+#include "attach.h"
+
+#include <fcntl.h>
+#include <linux/ptrace.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/wait.h>
+
+#define USUAL (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
+#define EVENT(status) ((status) >> 16)
+#define FIRED 1
+
+struct psc_trigger {
+	struct psc_attach_options options;
+	struct psc_attach_result result;
+	struct psc_task_state leader;
+	struct psc_job job;
+	pid_t spawner;	/* the thread whose next child is meant; 0: the process is known */
+	int manager_fd; /* -1: it has died */
+	int wake, armed;
+	int outcome;
+	pthread_t host;
+};
+
+static void resume(pid_t tid, int status)
+{
+	int signal = EVENT(status) == 0 ? WSTOPSIG(status) : 0;
+	bool group_stop = EVENT(status) == PTRACE_EVENT_STOP && WSTOPSIG(status) != SIGTRAP;
+
+	psc_sys(SYS_ptrace, group_stop ? PTRACE_LISTEN : PTRACE_CONT, tid, 0, signal);
+}
+
+static void on_child(int sig)
+{
+}
+
+/* The manager is dead: its other fds are not ours to keep open. */
+static void keep_only_own_fds(struct psc_trigger *trigger)
+{
+	const int own[] = { trigger->wake, trigger->job.visit.tasks, trigger->options.pidfd, trigger->job.reserve };
+	unsigned int next = 0;
+
+	psc_sys(SYS_unshare, CLONE_FILES);
+	trigger->manager_fd = -1;
+	for (;;) {
+		unsigned int least = ~0U;
+
+		for (size_t i = 0; i < psc_array_size(own); i++)
+			if (own[i] >= 0 && (unsigned int)own[i] >= next && (unsigned int)own[i] < least)
+				least = (unsigned int)own[i];
+		if (least > next)
+			psc_sys(SYS_close_range, next, least - 1, 0);
+		if (least == ~0U)
+			return;
+		next = least + 1;
+	}
+}
+
+/* Wait for a stop or death of tid (-1: any). -ECANCELED: disarmed. */
+static int next_stop(struct psc_trigger *trigger, pid_t tid, pid_t *ret_tid, int *ret_status)
+{
+	const uint64_t mask = ~(1ULL << (SIGCHLD - 1));
+
+	for (;;) {
+		struct pollfd fds[2] = { { .fd = trigger->wake, .events = POLLIN },
+					 { .fd = trigger->manager_fd, .events = POLLIN } };
+		long r = psc_sys(SYS_wait4, tid, ret_status, __WALL | WNOHANG, 0);
+
+		if (r > 0) {
+			*ret_tid = (pid_t)r;
+			return 0;
+		}
+		if (r < 0 && r != -EINTR)
+			return r == -ECHILD ? -ESRCH : (int)r;
+		psc_sys(SYS_ppoll, fds, 2, 0, &mask, sizeof(mask));
+		if (fds[0].revents)
+			return -ECANCELED;
+		if (fds[1].revents)
+			keep_only_own_fds(trigger);
+	}
+}
+
+/* --------------------------------------------------------------------- arm */
+
+static int open_tasks(struct psc_trigger *trigger)
+{
+	struct psc_visit *visit = &trigger->job.visit;
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/%d/task", visit->tgid);
+	visit->tasks = (int)psc_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return visit->tasks < 0 ? psc_job_refuse(&trigger->job, PSC_REFUSED_GONE, -ESRCH) : 0;
+}
+
+static void set_options(struct psc_visit *visit, unsigned long options)
+{
+	visit->options = options;
+	for (size_t i = 0; i < visit->n; i++)
+		if (visit->tracees[i].state == PSC_TRACEE_STOPPED)
+			psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, visit->tracees[i].tid, 0, USUAL | options);
+}
+
+static int seize_target(struct psc_trigger *trigger)
+{
+	struct psc_visit *visit = &trigger->job.visit;
+	int r = open_tasks(trigger);
+
+	if (r < 0)
+		return r;
+	if (psc_sys(SYS_pidfd_send_signal, trigger->options.pidfd, 0, 0, 0) == -ESRCH)
+		return psc_job_refuse(&trigger->job, PSC_REFUSED_GONE, -ESRCH);
+	visit->deadline = psc_now_ns() + trigger->options.timeout_ns;
+	r = psc_visit_stop(visit);
+	psc_visit_stop_timer(visit);
+	if (r == 0 && visit->n == 0)
+		r = -ESRCH;
+	if (r < 0) {
+		psc_visit_release(visit);
+		return psc_job_stop_failed(&trigger->job, r);
+	}
+	set_options(visit, PTRACE_O_EXITKILL);
+	psc_visit_resume(visit);
+	return 0;
+}
+
+static int seize_spawner(struct psc_trigger *trigger)
+{
+	long r = psc_sys(SYS_ptrace, PTRACE_SEIZE, trigger->spawner, 0,
+			 USUAL | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK);
+
+	trigger->result.tid = trigger->spawner;
+	return r < 0 ? psc_job_refuse(&trigger->job, PSC_REFUSED_PERMISSION, (int)r) : 0;
+}
+
+static bool is_thread_of(pid_t pid, pid_t tid)
+{
+	char path[48];
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d", pid, tid);
+	return psc_sys(SYS_faccessat, AT_FDCWD, path, F_OK) == 0;
+}
+
+/* The child is born and stands before its first instruction. */
+static int take_child(struct psc_trigger *trigger, pid_t pid)
+{
+	struct psc_visit *visit = &trigger->job.visit;
+	int status, r;
+
+	visit->deadline = UINT64_MAX;
+	visit->tgid = trigger->result.pid = pid;
+	while ((r = (int)psc_sys(SYS_wait4, pid, &status, __WALL, 0)) == -EINTR)
+		;
+	if (r < 0 || !WIFSTOPPED(status))
+		return psc_job_refuse(&trigger->job, PSC_REFUSED_GONE, -ESRCH);
+	visit->options = PTRACE_O_EXITKILL;
+	psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, pid, 0, USUAL | PTRACE_O_EXITKILL);
+	trigger->options.pidfd = (int)psc_sys(SYS_pidfd_open, pid, 0);
+	r = trigger->options.pidfd < 0 ? trigger->options.pidfd : open_tasks(trigger);
+	if (r == 0)
+		r = psc_visit_add(visit, pid);
+	if (r < 0)
+		return r;
+	resume(pid, status);
+	return 0;
+}
+
+static int follow_spawner(struct psc_trigger *trigger)
+{
+	const pid_t spawner = trigger->spawner;
+
+	for (;;) {
+		unsigned long born = 0;
+		int status, event, r;
+		pid_t tid;
+
+		r = next_stop(trigger, spawner, &tid, &status);
+		if (r < 0)
+			return r;
+		if (!WIFSTOPPED(status))
+			return psc_job_refuse(&trigger->job, PSC_REFUSED_GONE, -ESRCH);
+		event = EVENT(status);
+		if (event != PTRACE_EVENT_FORK && event != PTRACE_EVENT_VFORK && event != PTRACE_EVENT_CLONE) {
+			resume(spawner, status);
+			continue;
+		}
+		psc_sys(SYS_ptrace, PTRACE_GETEVENTMSG, spawner, 0, &born);
+		if (event == PTRACE_EVENT_CLONE && is_thread_of(trigger->job.manager, (pid_t)born)) {
+			if (psc_sys(SYS_wait4, born, &status, __WALL, 0) > 0 && WIFSTOPPED(status))
+				psc_sys(SYS_ptrace, PTRACE_DETACH, born, 0, 0);
+			psc_sys(SYS_ptrace, PTRACE_CONT, spawner, 0, 0);
+			continue;
+		}
+		r = take_child(trigger, (pid_t)born);
+		psc_sys(SYS_ptrace, PTRACE_DETACH, spawner, 0, 0);
+		return r;
+	}
+}
+
+/* ------------------------------------------------------------------- watch */
+
+/* Stopped for the first time: a thread of the target, traced from birth, or a
+ * process that clone() made, which is none of ours. */
+static int welcome(struct psc_trigger *trigger, pid_t tid, int status)
+{
+	struct psc_visit *visit = &trigger->job.visit;
+
+	if (!is_thread_of(visit->tgid, tid)) {
+		psc_sys(SYS_ptrace, PTRACE_DETACH, tid, 0, 0);
+		return 0;
+	}
+	resume(tid, status);
+	return psc_visit_add(visit, tid);
+}
+
+static void forget(struct psc_visit *visit, struct psc_tracee *tracee)
+{
+	if (tracee)
+		*tracee = visit->tracees[--visit->n];
+}
+
+static int wait_for_exec(struct psc_trigger *trigger)
+{
+	struct psc_visit *visit = &trigger->job.visit;
+
+	for (;;) {
+		int status, r;
+		pid_t tid;
+
+		r = next_stop(trigger, -1, &tid, &status);
+		if (r == -ESRCH)
+			return psc_job_refuse(&trigger->job, PSC_REFUSED_GONE, r);
+		if (r < 0)
+			return r;
+		if (!WIFSTOPPED(status))
+			forget(visit, psc_visit_find(visit, tid));
+		else if (EVENT(status) == PTRACE_EVENT_EXEC && tid == visit->tgid)
+			return FIRED;
+		else if (!psc_visit_find(visit, tid))
+			r = welcome(trigger, tid, status);
+		else
+			resume(tid, status);
+		if (r < 0)
+			return r;
+	}
+}
+
+/* -------------------------------------------------------------------- fire */
+
+static int read_leader(struct psc_trigger *trigger)
+{
+	char text[8192], path[32];
+	long fd, n;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", trigger->job.visit.tgid);
+	fd = psc_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return (int)fd;
+	n = psc_sys(SYS_read, fd, text, sizeof(text));
+	psc_sys(SYS_close, fd);
+	return n <= 0 ? -ESRCH : psc_query_parse_status(text, (size_t)n, &trigger->leader);
+}
+
+/* What attach.c finds out before the stop. */
+static void find_cave(struct psc_trigger *trigger)
+{
+	struct psc_job *job = &trigger->job;
+	uint64_t limit = psc_abi_of(&job->visit.tracees[0].regs)->wide ? UINT64_MAX : UINT32_MAX;
+	const struct psc_attach_options *options = &trigger->options;
+
+	if (psc_cave_find(job->visit.tgid, job->visit.mem, psc_job_room_wanted(job), limit, &job->cave) < 0 &&
+	    job->cave.size < PSC_SITE_SIZE)
+		job->cave = (struct psc_cave){ 0 };
+	job->visit.execed = job->cave.size == 0;
+	job->verdicts[false] = psc_verdicts_judge(options->insns, options->len, &psc_abi_i386, job->cave.address);
+	job->verdicts[true] = psc_verdicts_judge(options->insns, options->len, &psc_abi_x86_64, job->cave.address);
+}
+
+/* The new program's only thread is inside execve. */
+static int fire(struct psc_trigger *trigger)
+{
+	struct psc_job *job = &trigger->job;
+	struct psc_visit *visit = &job->visit;
+	char path[32];
+	int r;
+
+	visit->n = 1;
+	visit->tracees[0] = (struct psc_tracee){ .tid = visit->tgid };
+	visit->since = psc_now_ns();
+	visit->deadline = visit->since + trigger->options.timeout_ns;
+	psc_sys(SYS_ptrace, PTRACE_INTERRUPT, visit->tgid, 0, 0);
+	psc_sys(SYS_ptrace, PTRACE_CONT, visit->tgid, 0, 0);
+	r = psc_visit_stop(visit);
+	if (r < 0)
+		return psc_job_stop_failed(job, r);
+	r = read_leader(trigger);
+	if (r < 0)
+		return psc_job_refuse(job, PSC_REFUSED_GONE, r);
+	job->before.threads = &trigger->leader;
+	job->before.n_threads = 1;
+	job->manager = 0;
+	snprintf(path, sizeof(path), "/proc/%d/mem", visit->tgid);
+	visit->mem = (int)psc_sys(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC);
+	if (visit->mem < 0)
+		return psc_job_refuse(job, PSC_REFUSED_PERMISSION, visit->mem);
+	find_cave(trigger);
+	return psc_job_commit(job);
+}
+
+/* Nothing may be traced any more when the watcher ends. */
+static void let_go(struct psc_visit *visit)
+{
+	visit->deadline = UINT64_MAX;
+	psc_visit_interrupt(visit);
+	if (psc_visit_stop(visit) == 0)
+		set_options(visit, 0);
+	psc_visit_release(visit);
+}
+
+static int watch_to_the_end(struct psc_trigger *trigger)
+{
+	struct psc_visit *visit = &trigger->job.visit;
+	int r = trigger->spawner ? follow_spawner(trigger) : 0;
+
+	if (r == 0)
+		r = wait_for_exec(trigger);
+	if (r == FIRED) {
+		r = fire(trigger);
+		trigger->result.stop_ns = psc_now_ns() - visit->since;
+	}
+	if (r == -ECANCELED && visit->tgid)
+		let_go(visit);
+	else if (r < 0)
+		psc_sys(SYS_pidfd_send_signal, trigger->options.pidfd, SIGKILL, 0, 0);
+	else
+		psc_visit_release(visit);
+	return r;
+}
+
+static int watcher(void *arg)
+{
+	struct psc_trigger *trigger = arg;
+	struct sigaction action = { .sa_handler = on_child };
+	const uint64_t one = 1;
+	int r;
+
+	psc_sys(SYS_setsid);
+	sigaction(SIGCHLD, &action, NULL);
+	r = trigger->spawner ? seize_spawner(trigger) : seize_target(trigger);
+	trigger->outcome = r;
+	psc_sys(SYS_write, trigger->armed, &one, sizeof(one));
+	if (r == 0) {
+		r = watch_to_the_end(trigger);
+		trigger->outcome = r;
+	}
+	return 0;
+}
+
+/* ------------------------------------------------------------- the manager */
+
+static void *host(void *arg)
+{
+	struct psc_trigger *trigger = arg;
+	const uint64_t one = 1;
+	int r = psc_injector_run(watcher, trigger);
+
+	if (r < 0)
+		trigger->outcome = psc_job_refuse(&trigger->job, PSC_REFUSED_INJECTOR, r);
+	(void)!write(trigger->armed, &one, sizeof(one));
+	return NULL;
+}
+
+static void destroy(struct psc_trigger *trigger)
+{
+	psc_visit_destroy(&trigger->job.visit);
+	psc_close_fd(&trigger->job.visit.mem);
+	psc_close_fd(&trigger->job.visit.tasks);
+	psc_close_fd(&trigger->job.reserve);
+	psc_close_fd(&trigger->options.pidfd);
+	psc_close_fd(&trigger->manager_fd);
+	psc_close_fd(&trigger->wake);
+	psc_close_fd(&trigger->armed);
+	free(trigger->job.image);
+	free(trigger);
+}
+
+static int make(const struct psc_attach_options *options, struct psc_trigger **ret_trigger)
+{
+	struct psc_trigger *trigger = calloc(1, sizeof(*trigger));
+	struct psc_job *job;
+
+	if (!trigger)
+		return -ENOMEM;
+	trigger->options = *options;
+	trigger->options.pidfd = options->pidfd < 0 ? -1 : fcntl(options->pidfd, F_DUPFD_CLOEXEC, 3);
+	trigger->result.listener = -1;
+	trigger->spawner = options->pidfd < 0 ? (pid_t)psc_sys(SYS_gettid) : 0;
+	trigger->manager_fd = (int)psc_sys(SYS_pidfd_open, getpid(), 0);
+	trigger->wake = eventfd(0, EFD_CLOEXEC);
+	trigger->armed = eventfd(0, EFD_CLOEXEC);
+	job = &trigger->job;
+	job->visit = (struct psc_visit){ .mem = -1, .tasks = -1, .own_signals = true };
+	job->notifies = psc_program_notifies(options->insns, options->len);
+	job->reserve = job->notifies ? eventfd(0, EFD_CLOEXEC) : -1;
+	job->image_size = sizeof(*job->image) + options->len * sizeof(*options->insns);
+	job->image = malloc(job->image_size);
+	*ret_trigger = trigger;
+	if (!job->image)
+		return -ENOMEM;
+	memcpy(job->image->insns, options->insns, options->len * sizeof(*options->insns));
+	trigger->options.insns = job->image->insns;
+	job->options = &trigger->options;
+	job->result = &trigger->result;
+	if (trigger->manager_fd < 0 || trigger->wake < 0 || trigger->armed < 0 || (job->notifies && job->reserve < 0) ||
+	    (options->pidfd >= 0 && trigger->options.pidfd < 0))
+		return -EMFILE;
+	return 0;
+}
+
+static int start(struct psc_trigger *trigger)
+{
+	sigset_t all, old;
+	uint64_t count;
+	int r;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = -pthread_create(&trigger->host, NULL, host, trigger);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (r < 0)
+		return psc_job_refuse(&trigger->job, PSC_REFUSED_INJECTOR, r);
+	while (read(trigger->armed, &count, sizeof(count)) < 0 && errno == EINTR)
+		;
+	r = __atomic_load_n(&trigger->outcome, __ATOMIC_ACQUIRE);
+	if (r < 0)
+		pthread_join(trigger->host, NULL);
+	return r;
+}
+
+static int arm(const struct psc_attach_options *options, struct psc_trigger **ret_trigger,
+	       struct psc_attach_result *ret_result)
+{
+	struct psc_trigger *trigger = NULL;
+	struct psc_process_state state;
+	int r;
+
+	*ret_result = (struct psc_attach_result){ .listener = -1, .refusal = PSC_REFUSED_INJECTOR };
+	r = make(options, &trigger);
+	if (r == 0 && !trigger->spawner) {
+		r = psc_query_process(0, options->pidfd, &state);
+		if (r < 0) {
+			ret_result->refusal = PSC_REFUSED_GONE;
+		} else {
+			trigger->job.visit.tgid = trigger->result.pid = state.pid;
+			psc_process_state_destroy(&state);
+		}
+	}
+	if (r == 0) {
+		trigger->job.manager = getpid();
+		r = start(trigger);
+		*ret_result = trigger->result;
+	}
+	if (r < 0 && trigger)
+		destroy(trigger);
+	if (r == 0)
+		*ret_trigger = trigger;
+	return r;
+}
+
+int psc_trigger_arm(const struct psc_attach_options *options, struct psc_trigger **ret_trigger,
+		    struct psc_attach_result *ret_result)
+{
+	uint64_t deadline = psc_now_ns() + options->timeout_ns;
+	int tries = 0, r;
+
+	*ret_result = (struct psc_attach_result){ .listener = -1, .refusal = PSC_REFUSED_INJECTOR };
+	if (options->leader_only || options->in_thread || psc_program_check(options->insns, options->len, NULL) < 0)
+		return -EINVAL;
+	do
+		r = arm(options, ret_trigger, ret_result);
+	while (r < 0 && options->pidfd >= 0 && ++tries < PSC_MAX_TRIES && psc_now_ns() < deadline &&
+	       psc_attach_was_passing(options, ret_result, tries));
+	return r;
+}
+
+void psc_trigger_disarm(struct psc_trigger *trigger)
+{
+	const uint64_t one = 1;
+
+	(void)!write(trigger->wake, &one, sizeof(one));
+}
+
+/* The list of threads moves to memory of the caller's kind. */
+static void take_threads(struct psc_trigger *trigger, struct psc_attach_result *result)
+{
+	struct psc_thread_outcome *mapped = result->threads;
+	struct psc_process_state after;
+
+	if (!mapped)
+		return;
+	result->threads = calloc(1, sizeof(*mapped));
+	if (result->threads && result->n_threads) {
+		result->threads[0] = mapped[0];
+		if (trigger->leader.filters >= 0)
+			result->threads[0].filters_before = trigger->leader.filters;
+		if (psc_query_process(0, trigger->options.pidfd, &after) == 0) {
+			for (size_t i = 0; i < after.n_threads; i++)
+				if (after.threads[i].tid == mapped[0].tid)
+					result->threads[0].filters_after = after.threads[i].filters;
+			psc_process_state_destroy(&after);
+		}
+	}
+	result->n_threads = result->threads && result->n_threads ? 1 : 0;
+	munmap(mapped, sizeof(*mapped));
+}
+
+int psc_trigger_finish(struct psc_trigger *trigger, struct psc_attach_result *ret_result, int *ret_pidfd)
+{
+	int r;
+
+	pthread_join(trigger->host, NULL);
+	r = trigger->outcome;
+	*ret_result = trigger->result;
+	take_threads(trigger, ret_result);
+	*ret_pidfd = psc_take_fd(trigger->options.pidfd);
+	destroy(trigger);
+	return r;
+}

@@ -1,0 +1,101 @@
+"""Start programs that are filtered from their first instruction."""
+
+from __future__ import annotations
+
+import asyncio
+import asyncio.subprocess
+import contextlib
+import subprocess
+from typing import TYPE_CHECKING, Any, Literal
+
+from pyseccomp.attach import Attachment
+from pyseccomp.triggers import Spawn
+
+if TYPE_CHECKING:
+    from pyseccomp.filter import Filter
+
+
+def _check(activate_on: str) -> None:
+    if activate_on != "exec":
+        raise ValueError(f"Popen: activate_on is 'exec', got {activate_on!r}; for other moments start it, then Filter.attach()")
+
+
+class Popen(subprocess.Popen[Any]):
+    """A :class:`subprocess.Popen` whose program is under a filter from its first instruction.
+
+    All arguments, errors and methods are those of subprocess; the filter may deny execve itself, because the execve that
+    starts the program is over when it comes into force. No preexec_fn, so it is safe with threads: the calling thread is
+    traced by a process of the core until it has forked, and the child from birth to exec. Without a filter it is a plain
+    subprocess.Popen.
+
+    When the program cannot be filtered it is killed before its first instruction, and the error raised. The listener of
+    a filter that notifies is there on return.
+
+    Raises as subprocess.Popen; UnsupportedError where this process may not be traced; AttachError.
+    """
+
+    attachment: Attachment | None = None
+    """The filter on this process, owned by the filter; None without one."""
+
+    def __init__(
+        self,
+        args: Any,
+        *positional: Any,
+        filter: Filter | None = None,
+        activate_on: Literal["exec"] = "exec",
+        no_new_privs: bool | Literal["auto"] = "auto",
+        timeout: float = 5.0,
+        **options: Any,
+    ) -> None:
+        _check(activate_on)
+        if filter is None:
+            super().__init__(args, *positional, **options)
+            return
+        spawn = Spawn(filter, no_new_privs, timeout)
+        try:
+            super().__init__(args, *positional, **options)
+        except BaseException:
+            spawn.abandon()
+            raise
+        try:
+            self.attachment = spawn.finish(self.pid)
+        except BaseException:
+            self.kill()
+            for pipe in (self.stdin, self.stdout, self.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+            self.wait()
+            raise
+
+
+async def create_subprocess_exec(
+    *args: Any,
+    filter: Filter | None = None,
+    activate_on: Literal["exec"] = "exec",
+    no_new_privs: bool | Literal["auto"] = "auto",
+    timeout: float = 5.0,
+    **options: Any,
+) -> asyncio.subprocess.Process:
+    """Start a program as :func:`asyncio.create_subprocess_exec` does, under a filter as :class:`Popen` does.
+
+    The attachment is the last of ``filter.attachments``. asyncio forks before it waits for anything: the child is this
+    one's.
+    """
+    _check(activate_on)
+    if filter is None:
+        return await asyncio.create_subprocess_exec(*args, **options)
+    spawn = Spawn(filter, no_new_privs, timeout)
+    try:
+        process = await asyncio.create_subprocess_exec(*args, **options)
+    except BaseException:
+        spawn.abandon()
+        raise
+    try:
+        await asyncio.get_running_loop().run_in_executor(None, spawn.finish, process.pid)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    return process
