@@ -78,7 +78,9 @@ def uvloop_loop() -> Serve:
     return lambda fd: uvloop.run(_answer_async(fd))
 
 
-def _through_libseccomp(seccomp: Any, notify_fd: Callable[[Any], int], respond: Callable[[Any, Any], None]) -> Serve:
+def _through_libseccomp(
+    seccomp: Any, notify_fd: Callable[[Any], int], respond: Callable[[Any, Any], None]
+) -> Serve:
     """Both bindings keep one listener for the process: it is made by a filter on a call that nobody makes, and every
     listener to be measured is put at its number."""
     f = seccomp.SyscallFilter(seccomp.ALLOW)
@@ -96,7 +98,7 @@ def _through_libseccomp(seccomp: Any, notify_fd: Callable[[Any], int], respond: 
                     break
                 continue
             respond(f, n)
-        # Not open twice, or the targets of a next round would never see this one end; not closed, or the number is lost.
+        # A listener that stays open is never hung up; a number that is closed is lost.
         with open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), number, inheritable=False)
 

@@ -246,8 +246,8 @@ def compare(folder: Path) -> None:
                     results.append(r)
                     how = "sync" if sync else "as shipped"
                     spread = f"[{r.ratio[0]:.3f}, {r.ratio[2]:.3f}]"
-                    line = f"{load:5} {name:11} {how:11} {targets:3} targets {r.ns[1]:10.0f} ns  {r.ratio[1]:8.3f}  {spread}"
-                    print(line, flush=True)
+                    cost = f"{r.ns[1]:10.0f} ns  {r.ratio[1]:8.3f}  {spread}"
+                    print(f"{load:5} {name:11} {how:11} {targets:3} targets {cost}", flush=True)
         turns = 20000
         pingpong = int(subprocess.run([floor, "pingpong", str(turns)], check=True, capture_output=True).stdout) / turns
     print(f"futex ping-pong, a turn and back: {pingpong:.0f} ns")

@@ -1,7 +1,8 @@
 /* The floor of a notification loop: targets that make one notified call again and again, and the barest monitor.
  *
  *   floor target TARGETS CALLS sync|plain   filter itself, send the listener through the socket fd 0, wait for a byte
- *                                           there, have some calls answered, let TARGETS children make CALLS calls each; prints the nanoseconds
+ *                                           there, have some calls answered, let TARGETS children make CALLS calls
+ *                                           each; prints the nanoseconds
  *   floor serve                             take listeners from the socket fd 0, one after the other: RECV and SEND
  *                                           until no task is left, then answer with a byte
  *   floor pingpong TURNS                    nanoseconds that two processes take to wake each other TURNS times by futex
