@@ -562,7 +562,8 @@ cdef class Event:
         self._claim(verb)
         with nogil:
             r = cpsc.psc_event_answer(inbox, &self.event, &answer.answer, self.stats.stats)
-        _check(r, self._doing(verb))
+        if r < 0:
+            raise _notify_error(r, self._doing(verb))
 
     def _valid(self) -> bool:
         cdef int r
@@ -572,7 +573,8 @@ cdef class Event:
             r = cpsc.psc_event_valid(self.inbox.inbox, &self.event)
         if r == -ENOENT:
             return False
-        _check(r, self._doing("check"))
+        if r < 0:
+            raise _notify_error(r, self._doing("check"))
         return True
 
     def _read(self, uint64_t addr, size_t size) -> bytes:
@@ -582,7 +584,8 @@ cdef class Event:
         cdef cpsc.psc_inbox *inbox = self._inbox()
         with nogil:
             r = cpsc.psc_event_read(inbox, &self.event, addr, out, size)
-        _check(<int>r, self._doing(f"read {size} bytes at {addr:#x} for"))
+        if r < 0:
+            raise _notify_error(<int>r, self._doing(f"read {size} bytes at {addr:#x} for"))
         return data if <size_t>r == size else data[:r]
 
     def _read_string(self, uint64_t addr, size_t limit) -> bytes:
@@ -592,7 +595,8 @@ cdef class Event:
         cdef cpsc.psc_inbox *inbox = self._inbox()
         with nogil:
             r = cpsc.psc_event_read_string(inbox, &self.event, addr, out, limit + 1)
-        _check(<int>r, self._doing(f"read a string at {addr:#x} for"))
+        if r < 0:
+            raise _notify_error(<int>r, self._doing(f"read a string at {addr:#x} for"))
         return data[:r]
 
     def _add_fd(self, int fd, int at, bint cloexec, bint send) -> int:

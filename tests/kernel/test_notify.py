@@ -673,6 +673,39 @@ def test_async_iteration_can_be_cancelled_and_taken_up_again() -> None:
     os.close(writer)
 
 
+def test_two_tasks_of_one_loop_iterate_until_the_last_target_is_gone() -> None:
+    async def main(box: Receiver) -> int:
+        async def work() -> int:
+            seen = 0
+            async for n in box:
+                n.reply(6)
+                seen += 1
+                await asyncio.sleep(0)
+            return seen
+
+        return sum(await asyncio.gather(work(), work()))
+
+    with listening(three_calls, "getppid", count=4) as (box, *targets):
+        assert run_async(main(box)) == 12
+        assert [t.result() for t in targets] == [[6, 6, 6]] * 4
+
+
+def test_async_iteration_that_is_left_keeps_no_descriptor_and_no_hook() -> None:
+    async def main(box: Receiver) -> None:
+        async for n in box:
+            n.reply(6)
+            break
+
+    with listening(three_calls, "getppid") as (box, target):
+        assert box._inbox.epoll_fd >= 0
+        run_async(main(box))
+        before = os.listdir("/proc/self/fd")
+        run_async(main(box))
+        assert os.listdir("/proc/self/fd") == before
+        assert box._stop_hooks == () and box._inbox.stays == 0
+        box.receive(DEADLINE).reply(6)
+
+
 def test_stop_by_a_thread_ends_async_iteration() -> None:
     async def main(box: Receiver) -> int:
         stopper = threading.Timer(0.02, box.stop)
