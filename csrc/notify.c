@@ -240,23 +240,28 @@ ssize_t psc_notify_read_string(int fd, const struct seccomp_notif *n, uint64_t a
 
 /* -------------------------------------------------------------------- kill */
 
-/* The thread group of a task; -ESRCH if there is no such task to be seen. */
+/* The thread group of a task; -ESRCH if there is no such task to be seen. Without
+ * stdio, which allocates: a trapped thread of this process may hold malloc's lock. */
 static pid_t thread_group(pid_t tid)
 {
-	_cleanup_fclose_ FILE *f = NULL;
-	char path[64], line[256];
+	_cleanup_close_ int fd = -1;
+	char path[64], text[1024];
+	const char *line;
+	ssize_t got;
 	pid_t tgid;
 
 	if (tid == 0)
 		return -ESRCH;
 	snprintf(path, sizeof(path), "/proc/%d/status", tid);
-	f = fopen(path, "re");
-	if (!f)
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
 		return errno == ENOENT ? -ESRCH : -errno;
-	while (fgets(line, sizeof(line), f))
-		if (sscanf(line, "Tgid: %d", &tgid) == 1)
-			return tgid;
-	return -ESRCH;
+	got = read(fd, text, sizeof(text) - 1);
+	if (got < 0)
+		return -errno;
+	text[got] = 0;
+	line = strstr(text, "\nTgid:");
+	return line && sscanf(line, "\nTgid: %d", &tgid) == 1 ? tgid : -ESRCH;
 }
 
 int psc_notify_kill(int fd, const struct seccomp_notif *n)

@@ -772,7 +772,7 @@ cdef class Inbox:
                 with contextlib.suppress(NotificationError):
                     event._answer(fallback, "deny")
             raise
-        if Py_REFCNT(event) == 1:
+        if Py_REFCNT(event) == 1 and not (event.open and (<Answer>result).answer.kind == cpsc.PSC_HOLD):
             after = event
         else:
             after = self._make(event.stats)

@@ -248,6 +248,14 @@ def test_held_notification_is_answered_later_by_another_thread() -> None:
         assert target.result() == [17, 17, 17]
 
 
+def test_notification_held_by_nobody_fails_with_eperm_and_warns() -> None:
+    """The loop used such an object again for the next notification: the call was never answered."""
+    with listening(calls, "getppid") as (box, target):
+        with pytest.warns(ResourceWarning, match="dropped unanswered"):
+            box.serve(on("getppid", lambda n: ps.hold()))
+        assert target.result() == [-errno.EPERM] * 3
+
+
 def test_kept_notifications_keep_their_own_call() -> None:
     """A notification object is used again only if nobody kept it."""
     kept: list[ps.Notification] = []
