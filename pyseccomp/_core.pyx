@@ -798,6 +798,9 @@ def probe_feature(int feature) -> tuple[int, int, int]:
 
 # ---------------------------------------------------------------------- gate
 
+cimport cython
+
+
 cdef int _os_check(int r) except -1:
     if r < 0:
         raise OSError(-r, os.strerror(-r))
@@ -874,6 +877,7 @@ def gate_hard_program(const uint8_t[::1] program) -> tuple[int, bytes]:
     return kept, (<const char *>out)[:n * sizeof(cpsc.sock_filter)]
 
 
+@cython.no_gc_clear
 cdef class Gate:
     """The server of a filter's gated listeners."""
 
