@@ -51,7 +51,7 @@ static const char *not_to_be_gated(const struct sock_filter *insn)
 	case SECCOMP_RET_TRACE:
 		return "it answers TRACE, which only a tracer of the task can give";
 	case SECCOMP_RET_TRAP:
-		return "it answers TRAP, and nobody but the kernel may send that SIGSYS";
+		return "it answers TRAP, whose SIGSYS is not imitated yet";
 	default:
 		return NULL;
 	}
