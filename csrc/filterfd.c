@@ -9,7 +9,9 @@
 #include "psc.h"
 
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #ifndef MFD_NOEXEC_SEAL
@@ -40,6 +42,149 @@ void psc_filter_destroy(struct psc_filter *filter)
 	filter->len = 0;
 }
 
+/* -------------------------------------------------------------- gate words
+ *
+ * A word is a stamp and a state: of two words the one with the later stamp holds.
+ * So one store to the filter's word overrules every attachment's, and one store
+ * to an attachment's overrules the filter's. Reads go through a mapping that fork
+ * passes on; the writable one stays with its maker. */
+
+#define WORDS_OFFSET 2048
+#define STAMP_UNIT 4u
+
+struct words {
+	_Atomic uint32_t word[PSC_GATE_SLOTS];
+	_Atomic uint32_t stamp;
+};
+_Static_assert(WORDS_OFFSET + sizeof(struct words) == PAGE, "the words end the page");
+
+struct psc_page {
+	char *read_only, *writable;
+	pid_t owner;
+};
+
+static struct words *words_of(char *mapping)
+{
+	return (struct words *)(mapping + WORDS_OFFSET);
+}
+
+static int map_page(int fd, bool writable, struct psc_page **ret_page)
+{
+	struct psc_page *page = calloc(1, sizeof(*page));
+	char *map;
+	int r;
+
+	if (!page)
+		return -ENOMEM;
+	map = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED) {
+		r = -errno;
+		free(page);
+		return r;
+	}
+	page->read_only = map;
+	if (writable) {
+		map = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		r = map == MAP_FAILED || madvise(map, PAGE, MADV_DONTFORK) < 0 ? -errno : 0;
+		page->writable = map == MAP_FAILED ? NULL : map;
+		page->owner = getpid();
+		if (r < 0) {
+			psc_page_unmap(page);
+			return r;
+		}
+	}
+	*ret_page = page;
+	return 0;
+}
+
+int psc_page_map(int fd, struct psc_page **ret_page)
+{
+	return map_page(fd, false, ret_page);
+}
+
+void psc_page_unmap(struct psc_page *page)
+{
+	if (!page)
+		return;
+	munmap(page->read_only, PAGE);
+	if (page->writable && page->owner == getpid())
+		munmap(page->writable, PAGE);
+	free(page);
+}
+
+bool psc_page_writable(const struct psc_page *page)
+{
+	return page->writable && page->owner == getpid();
+}
+
+int psc_page_keep_on_fork(struct psc_page *page, bool keep)
+{
+	if (!psc_page_writable(page))
+		return -EPERM;
+	return madvise(page->writable, PAGE, keep ? MADV_DOFORK : MADV_DONTFORK) < 0 ? -errno : 0;
+}
+
+void psc_page_adopt(struct psc_page *page)
+{
+	page->owner = getpid();
+}
+
+static uint32_t effective(const struct words *words, unsigned int slot)
+{
+	uint32_t all = words->word[0], own = slot ? words->word[slot] : all;
+
+	if (own % STAMP_UNIT == PSC_GATE_NONE)
+		return all;
+	return (int32_t)((own & ~(STAMP_UNIT - 1)) - (all & ~(STAMP_UNIT - 1))) >= 0 ? own : all;
+}
+
+enum psc_gate_state psc_page_state(const struct psc_page *page, unsigned int slot)
+{
+	return effective(words_of(page->read_only), slot) % STAMP_UNIT;
+}
+
+enum psc_gate_state psc_page_summary(const struct psc_page *page)
+{
+	const struct words *words = words_of(page->read_only);
+	enum psc_gate_state found = words->word[0] % STAMP_UNIT;
+
+	for (unsigned int slot = 1; slot < PSC_GATE_SLOTS && found != PSC_GATE_ACTIVE; slot++)
+		if (words->word[slot] % STAMP_UNIT != PSC_GATE_NONE)
+			found = effective(words, slot) % STAMP_UNIT;
+	return found;
+}
+
+void psc_page_store(struct psc_page *page, unsigned int slot, enum psc_gate_state state)
+{
+	struct words *words = words_of(page->writable);
+
+	words->word[slot] = (atomic_fetch_add(&words->stamp, 1) + 1) * STAMP_UNIT + state;
+}
+
+int psc_page_set(struct psc_page *page, unsigned int slot, enum psc_gate_state state)
+{
+	if (slot >= PSC_GATE_SLOTS || (unsigned int)state > PSC_GATE_PAUSED)
+		return -EINVAL;
+	if (!psc_page_writable(page))
+		return -EPERM;
+	psc_page_store(page, slot, state);
+	return 0;
+}
+
+int psc_page_take_slot(struct psc_page *page, enum psc_gate_state state)
+{
+	if (!psc_page_writable(page))
+		return -EPERM;
+	for (unsigned int slot = 1; slot < PSC_GATE_SLOTS; slot++)
+		if (words_of(page->writable)->word[slot] % STAMP_UNIT == PSC_GATE_NONE) {
+			psc_page_store(page, slot, state);
+			return (int)slot;
+		}
+	return -ENOSPC;
+}
+
+/* -------------------------------------------------------------------- file */
+
 static int write_at(int fd, const void *data, size_t size, off_t offset)
 {
 	ssize_t n = pwrite(fd, data, size, offset);
@@ -49,8 +194,9 @@ static int write_at(int fd, const void *data, size_t size, off_t offset)
 	return (size_t)n == size ? 0 : -ENOSPC;
 }
 
-int psc_filterfd_create(const struct sock_filter *insns, size_t len, uint32_t flags, int *ret_fd)
+static int create(const struct sock_filter *insns, size_t len, uint32_t flags, struct psc_page **ret_page, int *ret_fd)
 {
+	struct psc_page *page = NULL;
 	struct header header = { .version = 1, .len = (uint32_t)len, .flags = flags };
 	_cleanup_close_ int fd = -1;
 	int r;
@@ -72,12 +218,30 @@ int psc_filterfd_create(const struct sock_filter *insns, size_t len, uint32_t fl
 	r = write_at(fd, &header, sizeof(header), 0);
 	if (r == 0)
 		r = write_at(fd, insns, len * sizeof(*insns), PAGE);
+	if (r == 0 && ret_page)
+		r = map_page(fd, true, &page);
 	if (r < 0)
 		return r;
-	if (fcntl(fd, F_ADD_SEALS, SEALS) < 0)
-		return errno == EINVAL ? -EOPNOTSUPP : -errno;
+	if (fcntl(fd, F_ADD_SEALS, SEALS) < 0) {
+		r = errno == EINVAL ? -EOPNOTSUPP : -errno;
+		psc_page_unmap(page);
+		return r;
+	}
+	if (ret_page)
+		*ret_page = page;
 	*ret_fd = psc_take_fd(fd);
 	return 0;
+}
+
+int psc_filterfd_create(const struct sock_filter *insns, size_t len, uint32_t flags, int *ret_fd)
+{
+	return create(insns, len, flags, NULL, ret_fd);
+}
+
+int psc_filterfd_create_owned(const struct sock_filter *insns, size_t len, uint32_t flags, int *ret_fd,
+			      struct psc_page **ret_page)
+{
+	return create(insns, len, flags, ret_page, ret_fd);
 }
 
 static int read_at(int fd, void *data, size_t size, off_t offset)

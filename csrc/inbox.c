@@ -29,11 +29,16 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <time.h>
 
 #define MAX_LISTENERS 16384
 #define MAX_RECEIVERS 256
 #define NONE UINT32_MAX
+#define FED (NONE - 1) /* in epoll: the queue of what a gate hands on */
+#define FEED_SIZE 1024
+/* Tried again by the loop of psc_inbox_receive_as(). */
+#define AGAIN (-EAGAIN)
 #define STOPPED_EARLY (1u << 31) /* while nobody stayed */
 
 enum {
@@ -44,6 +49,16 @@ enum {
 struct slot {
 	_Alignas(64) _Atomic pid_t tid;
 	_Atomic uint32_t epoch;
+};
+
+/* What a gate hands on: it receives from its listeners itself. ready counts what is
+ * queued, and nudges. No call is made with the lock held: whoever holds it may be
+ * trapped in its next call, and the gate must not wait for that. */
+struct feed {
+	pthread_mutex_t lock;
+	int ready;
+	uint32_t head, count;
+	struct psc_event events[FEED_SIZE];
 };
 
 struct psc_inbox {
@@ -62,7 +77,9 @@ struct psc_inbox {
 	_Atomic uint32_t serial;
 	uint32_t used; /* entries that were ever used */
 	struct slot slots[MAX_RECEIVERS];
+	struct feed *_Atomic feed;
 	_Atomic uint64_t keys[MAX_LISTENERS];
+	_Atomic bool fed[MAX_LISTENERS]; /* a gate receives from it */
 };
 
 static int64_t now_ns(void)
@@ -186,7 +203,7 @@ static void recount(struct psc_inbox *inbox)
 			live++;
 			last = i;
 		}
-	inbox->single = live == 1 ? last : NONE;
+	inbox->single = live == 1 && !inbox->fed[last] ? last : NONE;
 	inbox->live = live;
 }
 
@@ -216,13 +233,36 @@ static int make_epoll(struct psc_inbox *inbox)
 	if (epoll < 0)
 		return -errno;
 	for (uint32_t i = 0; i < inbox->used; i++)
-		if (inbox->keys[i]) {
+		if (inbox->keys[i] && !inbox->fed[i]) {
 			int r = watch(epoll, i, key_fd(inbox->keys[i]));
 
 			if (r < 0)
 				return r;
 		}
 	inbox->epoll = psc_take_fd(epoll);
+	return 0;
+}
+
+/* With the lock. */
+static int make_feed(struct psc_inbox *inbox)
+{
+	struct feed *feed;
+	int r = make_epoll(inbox);
+
+	if (r < 0 || inbox->feed)
+		return r;
+	feed = calloc(1, sizeof(*feed));
+	if (!feed)
+		return -ENOMEM;
+	feed->ready = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
+	r = feed->ready < 0 ? -errno : watch(inbox->epoll, FED, feed->ready);
+	if (r < 0) {
+		psc_close_fd(&feed->ready);
+		free(feed);
+		return r;
+	}
+	pthread_mutex_init(&feed->lock, NULL);
+	inbox->feed = feed;
 	return 0;
 }
 
@@ -248,6 +288,7 @@ static int put(struct psc_inbox *inbox, int fd)
 	}
 	if (i == inbox->used)
 		inbox->used++;
+	inbox->fed[i] = false;
 	inbox->keys[i] = (uint64_t)++inbox->serial << 32 | (uint32_t)fd;
 	recount(inbox);
 	return 0;
@@ -286,6 +327,91 @@ int psc_inbox_add(struct psc_inbox *inbox, int fd)
 	if (r == 0)
 		/* Those in RECV on what was the only listener; late is no harm. */
 		(void)kick(inbox);
+	return r;
+}
+
+/* --------------------------------------------------------------------- fed */
+
+int psc_inbox_reserve(struct psc_inbox *inbox, struct psc_event *ret_route)
+{
+	uint32_t i = 0;
+	int r;
+
+	pthread_mutex_lock(&inbox->lock);
+	r = make_feed(inbox);
+	while (r == 0 && i < inbox->used && inbox->keys[i])
+		i++;
+	if (i == MAX_LISTENERS)
+		r = -ENOSPC;
+	if (r == 0) {
+		if (i == inbox->used)
+			inbox->used++;
+		inbox->fed[i] = true;
+		inbox->keys[i] = (uint64_t)++inbox->serial << 32 | INT32_MAX;
+		recount(inbox);
+		*ret_route = (struct psc_event){ .listener = i, .key = inbox->keys[i] };
+	}
+	pthread_mutex_unlock(&inbox->lock);
+	if (r == 0)
+		(void)kick(inbox);
+	return r;
+}
+
+void psc_inbox_bind(struct psc_inbox *inbox, struct psc_event *route, int fd)
+{
+	route->key = (route->key & ~(uint64_t)UINT32_MAX) | (uint32_t)fd;
+	inbox->keys[route->listener] = route->key;
+}
+
+static void count_ready(struct feed *feed)
+{
+	const uint64_t one = 1;
+
+	(void)!write(feed->ready, &one, sizeof(one));
+}
+
+int psc_inbox_feed(struct psc_inbox *inbox, const struct psc_event *route, const union psc_notif *notif)
+{
+	struct feed *feed = inbox->feed;
+	int r = -EAGAIN;
+
+	pthread_mutex_lock(&feed->lock);
+	if (feed->count < FEED_SIZE) {
+		struct psc_event *event = &feed->events[(feed->head + feed->count++) % FEED_SIZE];
+
+		*event = *route;
+		event->notif = *notif;
+		event->received_ns = now_ns();
+		r = 0;
+	}
+	pthread_mutex_unlock(&feed->lock);
+	if (r == 0)
+		count_ready(feed);
+	return r;
+}
+
+void psc_inbox_unreserve(struct psc_inbox *inbox, const struct psc_event *route)
+{
+	drop(inbox, route->listener, route->key);
+	count_ready(inbox->feed); /* whoever waits looks whether anybody is left */
+}
+
+static int take_fed(struct psc_inbox *inbox, struct psc_event *event)
+{
+	struct feed *feed = inbox->feed;
+	uint32_t ticket = event->ticket;
+	uint64_t count;
+	int r = AGAIN;
+
+	(void)!read(feed->ready, &count, sizeof(count));
+	pthread_mutex_lock(&feed->lock);
+	if (feed->count) {
+		*event = feed->events[feed->head++ % FEED_SIZE];
+		feed->count--;
+		event->ticket = ticket;
+		r = inbox->keys[event->listener] == event->key ? 0 : AGAIN;
+	}
+	pthread_mutex_unlock(&feed->lock);
 	return r;
 }
 
@@ -357,6 +483,11 @@ void psc_inbox_free(struct psc_inbox *inbox)
 		return;
 	if (inbox->epoll >= 0)
 		close(inbox->epoll);
+	if (inbox->feed) {
+		close(inbox->feed->ready);
+		pthread_mutex_destroy(&inbox->feed->lock);
+		free(inbox->feed);
+	}
 	pthread_mutex_destroy(&inbox->lock);
 	free(inbox);
 }
@@ -417,9 +548,6 @@ int psc_inbox_stop(struct psc_inbox *inbox)
 
 /* ----------------------------------------------------------------- receive */
 
-/* Tried again by the loop of psc_inbox_receive_as(). */
-#define AGAIN (-EAGAIN)
-
 static int take(struct psc_inbox *inbox, uint32_t index, uint64_t key, struct psc_event *event)
 {
 	int r = psc_notify_receive(key_fd(key), &event->notif);
@@ -478,6 +606,8 @@ static int wait_many(struct psc_inbox *inbox, int64_t deadline, struct psc_event
 		return -errno;
 	if (r == 0)
 		return -ETIMEDOUT;
+	if (e.data.u32 == FED)
+		return take_fed(inbox, event);
 	return take_polled(inbox, e.data.u32, e.events & EPOLLIN ? PSC_POLL_PENDING : PSC_POLL_GONE, event);
 }
 

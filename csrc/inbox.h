@@ -15,6 +15,15 @@ void psc_slot_leave(struct psc_inbox *inbox, int slot);
 /* True while the listener that the event came from has not been removed. */
 bool psc_event_alive(struct psc_inbox *inbox, const struct psc_event *event);
 
+/* For a gate, which receives from its listeners itself and hands on what is meant for
+ * the user. reserve: a place for a listener that does not exist yet. bind: its number
+ * (takes no lock). feed: queue one notification; -EAGAIN: 1024 are queued. unreserve:
+ * no task is left, or it never came to be. */
+PSC_MUST_CHECK int psc_inbox_reserve(struct psc_inbox *inbox, struct psc_event *ret_route);
+void psc_inbox_bind(struct psc_inbox *inbox, struct psc_event *route, int fd);
+PSC_MUST_CHECK int psc_inbox_feed(struct psc_inbox *inbox, const struct psc_event *route, const union psc_notif *notif);
+void psc_inbox_unreserve(struct psc_inbox *inbox, const struct psc_event *route);
+
 /* psc_inbox_receive() for a caller that knows its thread id. */
 PSC_MUST_CHECK int psc_inbox_receive_as(struct psc_inbox *inbox, pid_t tid, int64_t deadline,
 					struct psc_event *event);

@@ -150,7 +150,7 @@ void psc_process_state_destroy(struct psc_process_state *process);
  * and shrinking. Page 0 has the header and the gate word, the program follows.
  *
  *        0  magic "PSCFILT", version, instructions, flags, 0, SHA-256 of the program
- *     2048  0 (the gate word of delayed activation)
+ *     2048  gate words of delayed activation (see gate), 0 while there is none
  *     4096  struct sock_filter[len]
  *
  * Whoever has the fd can read and attach; nobody can write. */
@@ -707,6 +707,111 @@ struct psc_probe {
  * most (*ret_probe then says ETIMEDOUT). Returns an error only if the trial
  * itself could not be made: -EINVAL: no such feature; or that of pipe or clone. */
 PSC_MUST_CHECK int psc_feature_probe(enum psc_feature feature, struct psc_probe *ret_probe);
+
+/* -------------------------------------------------------------------- gate
+ *
+ * Delayed activation in the kernel: the gate program asks a listener wherever the
+ * policy does not allow. While inactive the answer is always "continue"; once
+ * active it is what the policy's program says. One store in page 0 of the filter
+ * fd turns it, for every task under it at once; whoever holds the fd can read it.
+ *
+ * Word 0 is the filter's, the others belong to one attachment each; the word that
+ * was written last holds. Only the creator, who has the writable mapping, writes. */
+
+#define PSC_GATE_SLOTS 511
+
+enum psc_gate_state {
+	PSC_GATE_NONE,
+	PSC_GATE_INACTIVE, /* since it was made: a trigger may still turn it */
+	PSC_GATE_ACTIVE,
+	PSC_GATE_PAUSED,   /* inactive, by hand: no trigger turns it */
+};
+
+/* Page 0 of a filter fd, mapped. */
+struct psc_page;
+
+/* As psc_filterfd_create(), and keep the page writable, here alone: fork passes on
+ * a mapping to read by, no fd lets anybody make another to write by. */
+PSC_MUST_CHECK int psc_filterfd_create_owned(const struct sock_filter *insns, size_t len, uint32_t flags, int *ret_fd,
+					     struct psc_page **ret_page);
+
+/* Map the page of a filter fd that psc_filterfd_read() accepted, to read it. */
+PSC_MUST_CHECK int psc_page_map(int fd, struct psc_page **ret_page);
+void psc_page_unmap(struct psc_page *page);
+
+/* True in the process that may write: the creator, or who adopted it. */
+bool psc_page_writable(const struct psc_page *page);
+
+/* Let the next fork() pass the writable mapping on (a guardian's), or no more. The
+ * child calls adopt. -EPERM: not the creator. */
+PSC_MUST_CHECK int psc_page_keep_on_fork(struct psc_page *page, bool keep);
+void psc_page_adopt(struct psc_page *page);
+
+/* What holds for a slot (0: the filter's own word); for all of them: ACTIVE if any is. */
+enum psc_gate_state psc_page_state(const struct psc_page *page, unsigned int slot);
+enum psc_gate_state psc_page_summary(const struct psc_page *page);
+
+/* Write a word: one atomic store. -EPERM: not the creator. -EINVAL. */
+PSC_MUST_CHECK int psc_page_set(struct psc_page *page, unsigned int slot, enum psc_gate_state state);
+/* The same, for who knows that the page is writable and the arguments are sound. */
+void psc_page_store(struct psc_page *page, unsigned int slot, enum psc_gate_state state);
+
+/* A slot that is free, set to state; set it to PSC_GATE_NONE to free it. -ENOSPC. */
+PSC_MUST_CHECK int psc_page_take_slot(struct psc_page *page, enum psc_gate_state state);
+
+/* A call that turns an INACTIVE gate once it has been let run. */
+struct psc_gate_trigger {
+	uint32_t arch;
+	int nr;
+};
+
+#define PSC_MAX_GATE_TRIGGERS 4
+
+/* Make the gate program: every answer of the program but ALLOW and LOG becomes
+ * USER_NOTIF, and so do the triggers. ret_insns has room for PSC_MAX_INSNS.
+ * -EOPNOTSUPP: a leaf cannot be emulated, *ret_fault says which. -ENODATA: nothing
+ * is denied, so there is nothing to turn. -E2BIG: too long with the triggers. */
+PSC_MUST_CHECK int psc_gate_program(const struct sock_filter *insns, size_t len, const struct psc_gate_trigger *triggers,
+				    size_t n_triggers, struct sock_filter *ret_insns, size_t *ret_len,
+				    struct psc_program_fault *ret_fault);
+
+/* The program to harden with: USER_NOTIF, which the gate asks for already, becomes
+ * ALLOW. Returns how many answers stay for the kernel to give. */
+size_t psc_gate_hard_program(const struct sock_filter *insns, size_t len, struct sock_filter *ret_insns);
+
+/* Serves gates: a process of ours that shares memory and descriptors but is in no
+ * thread group with us, so that a filter on ourselves does not reach it; it ends
+ * with us. Needs no lock of Python's. Notifications that the program wants answered by the
+ * user go to inbox. */
+struct psc_gate;
+
+/* insns are copied. page and inbox must outlive it. Waits (shortly). */
+PSC_MUST_CHECK int psc_gate_new(struct psc_page *page, const struct sock_filter *insns, size_t len,
+				struct psc_inbox *inbox, struct psc_gate **ret_gate);
+void psc_gate_free(struct psc_gate *gate);
+
+/* Serve a listener of the gate program until it is removed; it stays the caller's.
+ * Waits (shortly) for the server. -ENOSPC: it has PSC_GATE_SLOTS. */
+PSC_MUST_CHECK int psc_gate_add(struct psc_gate *gate, int listener, unsigned int slot,
+				const struct psc_gate_trigger *triggers, size_t n_triggers);
+
+/* Install the gate program for ourselves (flags as psc_install(), NEW_LISTENER is
+ * added); the server has the listener before any call of ours can be gated. */
+PSC_MUST_CHECK int psc_gate_install(struct psc_gate *gate, const struct sock_filter *insns, size_t len, uint32_t flags,
+				    int no_new_privs, unsigned int slot, const struct psc_gate_trigger *triggers,
+				    size_t n_triggers);
+
+/* -ENOENT: it is not in. Afterwards its number is not used any more. */
+PSC_MUST_CHECK int psc_gate_remove(struct psc_gate *gate, int listener);
+
+/* Serve one gate in the calling thread: for a guardian that outlives the manager.
+ * It was forked with a dup of the listener, and of the page either the writable
+ * mapping (psc_page_keep_on_fork) or its own by psc_page_map(): then triggers do
+ * not turn it. Answers as the server does, but what is the user's fails with ENOSYS.
+ * Returns 0 when no task is left, -ECANCELED when stop_fd (-1: none) is readable. */
+PSC_MUST_CHECK int psc_gate_serve(int listener, struct psc_page *page, unsigned int slot,
+				  const struct sock_filter *insns, size_t len, const struct psc_gate_trigger *triggers,
+				  size_t n_triggers, int stop_fd);
 
 #ifdef __cplusplus
 }

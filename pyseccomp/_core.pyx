@@ -844,3 +844,136 @@ def probe_feature(int feature) -> tuple[int, int, int]:
     if r < 0:
         raise OSError(-r, os.strerror(-r))
     return probe.error, probe.signal, probe.value
+
+
+# ---------------------------------------------------------------------- gate
+
+cimport cython
+
+
+cdef int _os_check(int r) except -1:
+    if r < 0:
+        raise OSError(-r, os.strerror(-r))
+    return r
+
+
+cdef class Page:
+    """Page 0 of a filter fd: the gate words."""
+
+    cdef cpsc.psc_page *page
+
+    def __cinit__(self, int fd=-1):
+        if fd >= 0:
+            _os_check(cpsc.psc_page_map(fd, &self.page))
+
+    def __dealloc__(self):
+        cpsc.psc_page_unmap(self.page)
+
+    @property
+    def writable(self) -> bool:
+        return cpsc.psc_page_writable(self.page)
+
+    def state(self, unsigned int slot) -> int:
+        return cpsc.psc_page_state(self.page, slot)
+
+    def summary(self) -> int:
+        return cpsc.psc_page_summary(self.page)
+
+    def set(self, unsigned int slot, int state) -> None:
+        _os_check(cpsc.psc_page_set(self.page, slot, <cpsc.psc_gate_state>state))
+
+    def take_slot(self, int state) -> int:
+        return _os_check(cpsc.psc_page_take_slot(self.page, <cpsc.psc_gate_state>state))
+
+
+def filterfd_create_owned(const uint8_t[::1] program, uint32_t flags) -> tuple[int, Page]:
+    cdef size_t n = 0
+    cdef int fd = -1
+    cdef Page page = Page()
+    cdef const cpsc.sock_filter *insns = _insns(program, &n)
+    _os_check(cpsc.psc_filterfd_create_owned(insns, n, flags, &fd, &page.page))
+    return fd, page
+
+
+cdef size_t _triggers(list wanted, cpsc.psc_gate_trigger *out) except? 0:
+    if len(wanted) > cpsc.PSC_MAX_GATE_TRIGGERS:
+        raise OSError(errno.E2BIG, "too many triggers")
+    for i, (arch, nr) in enumerate(wanted):
+        out[i] = cpsc.psc_gate_trigger(arch, nr)
+    return len(wanted)
+
+
+def gate_program(const uint8_t[::1] program, list triggers) -> bytes:
+    """The gate program; OSError with the reason when there is none."""
+    cdef cpsc.psc_gate_trigger list_[cpsc.PSC_MAX_GATE_TRIGGERS]
+    cdef cpsc.sock_filter out[cpsc.PSC_MAX_INSNS]
+    cdef cpsc.psc_program_fault fault
+    cdef size_t n = 0, len_out = 0
+    cdef const cpsc.sock_filter *insns = _insns(program, &n)
+    cdef size_t n_triggers = _triggers(triggers, list_)
+    cdef int r = cpsc.psc_gate_program(insns, n, list_, n_triggers, out, &len_out, &fault)
+    if r == -EOPNOTSUPP:
+        raise OSError(-r, f"instruction {fault.index}: {fault.reason.decode()}")
+    _os_check(r)
+    return (<const char *>out)[:len_out * sizeof(cpsc.sock_filter)]
+
+
+def gate_hard_program(const uint8_t[::1] program) -> tuple[int, bytes]:
+    """How many answers the kernel will give, and the program."""
+    cdef cpsc.sock_filter out[cpsc.PSC_MAX_INSNS]
+    cdef size_t n = 0
+    cdef const cpsc.sock_filter *insns = _insns(program, &n)
+    kept = cpsc.psc_gate_hard_program(insns, n, out)
+    return kept, (<const char *>out)[:n * sizeof(cpsc.sock_filter)]
+
+
+@cython.no_gc_clear
+cdef class Gate:
+    """The server of a filter's gated listeners."""
+
+    cdef cpsc.psc_gate *gate
+    cdef Page page
+    cdef Inbox inbox
+
+    def __cinit__(self, Page page not None, const uint8_t[::1] program, Inbox inbox not None):
+        cdef size_t n = 0
+        cdef int r
+        cdef const cpsc.sock_filter *insns = _insns(program, &n)
+        self.page = page
+        self.inbox = inbox
+        with nogil:
+            r = cpsc.psc_gate_new(page.page, insns, n, inbox.inbox, &self.gate)
+        _os_check(r)
+
+    def close(self) -> None:
+        cdef cpsc.psc_gate *gate = self.gate
+        self.gate = NULL
+        with nogil:
+            cpsc.psc_gate_free(gate)
+
+    def __dealloc__(self):
+        cpsc.psc_gate_free(self.gate)
+
+    def add(self, int listener, unsigned int slot, list triggers) -> None:
+        cdef cpsc.psc_gate_trigger list_[cpsc.PSC_MAX_GATE_TRIGGERS]
+        cdef size_t n = _triggers(triggers, list_)
+        cdef int r
+        with nogil:
+            r = cpsc.psc_gate_add(self.gate, listener, slot, list_, n)
+        _os_check(r)
+
+    def install(self, const uint8_t[::1] program, uint32_t flags, int no_new_privs, unsigned int slot, list triggers) -> int:
+        cdef cpsc.psc_gate_trigger list_[cpsc.PSC_MAX_GATE_TRIGGERS]
+        cdef size_t n = 0, n_triggers = _triggers(triggers, list_)
+        cdef const cpsc.sock_filter *insns = _insns(program, &n)
+        cdef int r
+        with nogil:
+            r = cpsc.psc_gate_install(self.gate, insns, n, flags, no_new_privs, slot, list_, n_triggers)
+        return _os_check(r)
+
+    def remove(self, int listener) -> None:
+        cdef int r
+        with nogil:
+            r = cpsc.psc_gate_remove(self.gate, listener)
+        if r != -ENOENT:
+            _os_check(r)

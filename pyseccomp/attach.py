@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pyseccomp import _core
+from pyseccomp import _core, gate
 from pyseccomp.errors import (
     AttachError,
     AttachTimeoutError,
@@ -92,8 +92,14 @@ class Attachment(Owned):
         threads: Literal["all", "one"],
         no_new_privs: bool | Literal["auto"],
         timeout: float,
+        slot: int = 0,
     ) -> None:
         self._filter = filter
+        self._slot = slot
+        self.mode: Literal["inject", "gate"] = "gate" if slot else "inject"
+        """How it is activated."""
+        self.hardened = False
+        """True once :meth:`harden` has put the program itself into the kernel."""
         self._pidfd = pidfd
         self._lock = threading.Lock()
         self._listeners: tuple[int, ...] = ()
@@ -118,6 +124,8 @@ class Attachment(Owned):
     @property
     def activated(self) -> bool:
         """True once :meth:`activate` has succeeded. What is true now, :meth:`query` tells."""
+        if self._slot and self.result is not None:
+            return self._filter._page.state(self._slot) == gate.ACTIVE
         return self.result is not None
 
     @property
@@ -153,12 +161,75 @@ class Attachment(Owned):
         """
         with self._lock:
             self._check_open("activate")
+            if self._slot:
+                gate.write(self._filter, self._slot, gate.ACTIVE, f"activate the gate of {self.pid}")
+                return
             if self.result is not None:
                 return
             result, self._listeners = self._filter._install(self)
             self.result = result
             if self._listeners:
                 self._filter._listen(self._listeners)
+
+    def pause(self) -> None:
+        """Make a gate inactive again: calls that are gated run, until :meth:`resume`. One store.
+
+        Raises UnsupportedError for what is no gate, or was hardened: the kernel gives no filter back.
+        """
+        self._check_turn(gate.PAUSED, "pause")
+        gate.write(self._filter, self._slot, gate.PAUSED, f"pause the gate of {self.pid}")
+
+    def resume(self) -> None:
+        """Make a gate active again. Raises UnsupportedError for what is no gate."""
+        self._check_turn(gate.ACTIVE, "resume")
+        gate.write(self._filter, self._slot, gate.ACTIVE, f"resume the gate of {self.pid}")
+
+    def _check_turn(self, state: int, doing: str) -> None:
+        self._check_open(doing)
+        if not self._slot:
+            raise UnsupportedError(errno.EOPNOTSUPP, f"{doing}: the attachment to {self.pid} is no gate; attach with mode='gate'")
+        if self.hardened and state != gate.ACTIVE:
+            raise UnsupportedError(
+                errno.EOPNOTSUPP, f"{doing}: the gate of {self.pid} was hardened, and nothing takes a filter out of the kernel"
+            )
+
+    def harden(self) -> bool:
+        """Put the policy's program itself into the gated process, and make the gate active: all or nothing.
+
+        The kernel then denies and kills by itself, which outranks the gate and costs it nothing; what the policy notifies
+        still comes through the gate, so no second listener is needed. Tasks that were forked before keep the gate alone,
+        and are as filtered as before. Returns False if the policy only notifies: there is nothing for the kernel to do.
+        Another process carries the gate already, so this takes CAP_SYS_ADMIN there. Raises as :meth:`Filter.attach` does.
+        """
+        with self._lock:
+            self._check_turn(gate.ACTIVE, "harden")
+            if self.hardened:
+                return True
+            kept, code = _core.gate_hard_program(bytes(self._filter.program))
+            if kept:
+                how = attach_self if self.pid == os.getpid() else attach_other
+                how(Program.from_bytes(code), self._filter.log, False, self)
+                self.hardened = True
+            gate.write(self._filter, self._slot, gate.ACTIVE, f"harden the gate of {self.pid}")
+            return kept > 0
+
+    def _install_gate(
+        self, server: _core.Gate, program: Program, triggers: list[tuple[int, int]], wait_killable: bool
+    ) -> None:
+        """Put the gate program in, its listener served before the first call can be gated. For Filter only."""
+        if self.pid == os.getpid():
+            before = query(pidfd=self._pidfd)
+            flags = _flags(False, wait_killable) | (_FLAG_TSYNC if self.threads == "all" else 0)
+            no_new_privs = {False: 0, True: 1, "auto": -1}[self.no_new_privs]
+            try:
+                listener = server.install(bytes(program), flags, no_new_privs, self._slot, triggers)
+            except OSError as error:
+                raise _kernel_refusal(error.errno or 0, "attach to oneself as a gate", None) from None
+            self.result, self._listeners = _own_result(before), (listener,)
+            return
+        self.result, self._listeners = attach_other(program, False, wait_killable, self)
+        for listener in self._listeners:
+            server.add(listener, self._slot, triggers)
 
     def query(self) -> AttachmentState:
         """Ask the kernel what is true of this attachment and its target, now."""
@@ -176,7 +247,9 @@ class Attachment(Owned):
         carried = all(
             t.seccomp == "filter" and (t.filters is None or not counts or t.filters >= min(counts)) for t in meant
         )
-        return "active" if carried and meant else "detached"
+        if not carried or not meant:
+            return "detached"
+        return gate.shown(self._filter._page.state(self._slot)) if self._slot else "active"
 
     def close(self) -> None:
         """Close the listener and the pidfd. The filter stays in force: calls it would notify fail with ENOSYS."""
@@ -186,6 +259,8 @@ class Attachment(Owned):
             pidfd, self._pidfd = self._pidfd, -1
             listeners, self._listeners = self._listeners, ()
         self._filter._forget(self, listeners)
+        if self._slot and self._filter._page.writable:
+            self._filter._page.set(self._slot, gate.NONE)
         for fd in (*listeners, pidfd):
             os.close(fd)
 
@@ -210,7 +285,11 @@ def check_options(
 ) -> None:
     """Refuse options that make no sense, and those that this release does not have, before anything is done."""
     if mode not in ("auto", "inject", "park", "gate"):
-        raise ValueError(f"attach: mode is 'auto' or 'inject', got {mode!r}")
+        raise ValueError(f"attach: mode is 'auto', 'inject' or 'gate', got {mode!r}")
+    if mode == "inject" and activate_on is not None:
+        raise ValueError(
+            f"attach: activate_on={activate_on!r} can never fire with mode='inject', which sees no calls; use mode='gate'"
+        )
     if threads not in ("all", "one"):
         raise ValueError(f"attach: threads is 'all' or 'one', got {threads!r}")
     if no_new_privs not in (True, False, "auto"):
@@ -220,16 +299,13 @@ def check_options(
     if not 0 < timeout <= 3600:
         raise ValueError(f"attach: timeout is more than 0 and at most 3600 seconds, got {timeout!r}")
     asked = {
-        f"mode={mode!r}": mode in ("park", "gate"),
+        f"mode={mode!r}": mode == "park",
         "tree=True": tree,
         "cgroup=": cgroup is not None,
-        f"activate_on={activate_on!r}": activate_on is not None,
         "deadline=": deadline is not None,
     }
-    if activate_on == "exec":
-        if threads != "all":
-            raise ValueError("attach: activate_on='exec' is for the new program, which has one thread; leave threads='all'")
-        del asked[f"activate_on={activate_on!r}"]
+    if activate_on == "exec" and threads != "all":
+        raise ValueError("attach: activate_on='exec' is for the new program, which has one thread; leave threads='all'")
     for option, wanted in asked.items():
         if wanted:
             raise UnsupportedError(

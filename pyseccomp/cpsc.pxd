@@ -255,6 +255,35 @@ cdef extern from "psc.h" nogil:
     uint64_t psc_latency_floor(unsigned int bucket)
     int psc_serve(psc_inbox *inbox, const psc_table *table, psc_stats *stats, psc_event *event)
 
+    # gate
+    enum psc_gate_state:
+        PSC_GATE_NONE
+    cdef struct psc_page:
+        pass
+    int psc_filterfd_create_owned(const sock_filter *insns, size_t len, uint32_t flags, int *ret_fd, psc_page **ret_page)
+    int psc_page_map(int fd, psc_page **ret_page)
+    void psc_page_unmap(psc_page *page)
+    bint psc_page_writable(const psc_page *page)
+    psc_gate_state psc_page_state(const psc_page *page, unsigned int slot)
+    psc_gate_state psc_page_summary(const psc_page *page)
+    int psc_page_set(psc_page *page, unsigned int slot, psc_gate_state state)
+    int psc_page_take_slot(psc_page *page, psc_gate_state state)
+    enum: PSC_MAX_GATE_TRIGGERS
+    cdef struct psc_gate_trigger:
+        uint32_t arch
+        int nr
+    int psc_gate_program(const sock_filter *insns, size_t len, const psc_gate_trigger *triggers, size_t n_triggers,
+                         sock_filter *ret_insns, size_t *ret_len, psc_program_fault *ret_fault)
+    size_t psc_gate_hard_program(const sock_filter *insns, size_t len, sock_filter *ret_insns)
+    cdef struct psc_gate:
+        pass
+    int psc_gate_new(psc_page *page, const sock_filter *insns, size_t len, psc_inbox *inbox, psc_gate **ret_gate)
+    void psc_gate_free(psc_gate *gate)
+    int psc_gate_add(psc_gate *gate, int listener, unsigned int slot, const psc_gate_trigger *triggers, size_t n_triggers)
+    int psc_gate_install(psc_gate *gate, const sock_filter *insns, size_t len, uint32_t flags, int no_new_privs,
+                         unsigned int slot, const psc_gate_trigger *triggers, size_t n_triggers)
+    int psc_gate_remove(psc_gate *gate, int listener)
+
 cdef extern from "errno.h" nogil:
     enum: ECANCELED  # libc.errno of Cython lacks it
     # features

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing import reduction
 from typing import Any, Literal, Self
 
-from pyseccomp import _core
+from pyseccomp import _core, gate
 from pyseccomp.attach import Attachment, AttachmentState, Target, attach_other, attach_self, check_options, open_target
 from pyseccomp.errors import FilterFdError, KernelError, UnsupportedError
 from pyseccomp.notify import Receiver, new_inbox
@@ -38,7 +38,8 @@ class FilterState:
     """What is true of a filter and of everything that it was attached to, as the kernel shows it."""
 
     state: State
-    """"active" if any attachment is, else "inactive" if any is, else "dead" if any is, else "detached"."""
+    """"active" if any attachment is, else "inactive" if any is, else "dead" if any is, else "detached". Without
+    attachments of its own, as in who received the filter: what the gate words in the filter fd say."""
     attachments: tuple[AttachmentState, ...]
     digest: bytes
     """SHA-256 of the program."""
@@ -69,14 +70,14 @@ class Filter(Owned, Receiver):
             raise TypeError(f"Filter() takes a Policy or a Program, got {type(program).__name__}")
         flags = (_LOG if log else 0) | (_WAIT_KILLABLE if wait_killable else 0)
         try:
-            fd = _core.filterfd_create(bytes(program), flags)
+            fd, page = _core.filterfd_create_owned(bytes(program), flags)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 raise UnsupportedError(error.errno, "making a filter: this kernel has no F_SEAL_FUTURE_WRITE") from None
             raise KernelError(error.errno, f"making a filter: {error.strerror}") from None
-        self._take(fd, program, flags)
+        self._take(fd, program, flags, page)
 
-    def _take(self, fd: int, program: Program, flags: int) -> None:
+    def _take(self, fd: int, program: Program, flags: int, page: _core.Page) -> None:
         self._fd = fd
         self._memfd = fd
         self._program = program
@@ -84,6 +85,8 @@ class Filter(Owned, Receiver):
         self._attachments: list[Attachment] = []
         self._inbox = new_inbox()
         self._lock = threading.RLock()
+        self._page = page
+        self._gate: _core.Gate | None = None
 
     # ------------------------------------------------------------- the object
 
@@ -127,6 +130,8 @@ class Filter(Owned, Receiver):
             attachments, self._attachments = self._attachments, []
         for attachment in attachments:
             attachment.close()
+        if self._gate is not None:
+            self._gate.close()
         if self._memfd != fd:
             os.close(self._memfd)
         os.close(fd)
@@ -151,7 +156,7 @@ class Filter(Owned, Receiver):
             try:
                 program, flags = _core.filterfd_read(copy)
                 self = cls.__new__(cls)
-                self._take(copy, Program.from_bytes(program), flags)
+                self._take(copy, Program.from_bytes(program), flags, _core.Page(copy))
             except BaseException:
                 os.close(copy)
                 raise
@@ -196,7 +201,7 @@ class Filter(Owned, Receiver):
         *,
         pidfd: int | None = None,
         active: bool = True,
-        mode: Literal["auto", "inject"] = "auto",
+        mode: Literal["auto", "inject", "gate"] = "auto",
         tree: bool = False,
         cgroup: str | os.PathLike[str] | None = None,
         threads: Literal["all", "one"] = "all",
@@ -217,7 +222,16 @@ class Filter(Owned, Receiver):
         activate_on="exec": in force from the first instruction of the program that the process executes next (see
         :class:`TriggeredAttachment`); the program may deny execve itself.
 
-        active=False binds without touching the process at all; :meth:`Attachment.activate` attaches. threads: "one"
+        active=False binds without touching the process at all; :meth:`Attachment.activate` attaches.
+
+        mode="gate" puts a gate program into the kernel now: whatever the policy does not allow (or log) is asked of this
+        process, which says "continue" while inactive and gives the policy's answer once active. One store turns it, for
+        all tasks under it and those that they fork and exec; :meth:`Attachment.pause` turns it back. A kill is SIGKILL to
+        the whole process. A gate survives its target's exec, not its manager: then gated calls fail with ENOSYS.
+        activate_on names a system call, by which a gate becomes active: it is let run, and every gated call that is
+        received after that gets the policy's answer. mode="auto" is "gate" if activate_on is given, else "inject".
+
+        threads: "one"
         filters the main thread only. no_new_privs: "auto" sets it in the target if the kernel asks for it, and
         :attr:`Attachment.result` tells. timeout: seconds within which every thread must have stopped.
 
@@ -231,8 +245,10 @@ class Filter(Owned, Receiver):
         """
         check_options(mode, tree, cgroup, threads, no_new_privs, activate_on, deadline, on_deadline, timeout)
         self._check_open("attach")
-        if activate_on is not None and not active:
+        if activate_on == "exec" and not active:
             raise ValueError("attach: activate_on= says when it becomes active; leave active=False out")
+        if mode == "gate" or activate_on not in (None, "exec"):
+            return self._attach_gate(target, pidfd, active, threads, no_new_privs, activate_on, timeout)
         pid, fd = open_target(target, pidfd)
         kind = Attachment if activate_on is None else _triggered()
         try:
@@ -264,14 +280,71 @@ class Filter(Owned, Receiver):
             self._attachments.append(attachment)
         return attachment
 
-    def activate(self) -> None:
-        """Activate every attachment that is inactive and whose process lives.
+    def _attach_gate(
+        self,
+        target: Target | None,
+        pidfd: int | None,
+        active: bool,
+        threads: Literal["all", "one"],
+        no_new_privs: bool | Literal["auto"],
+        activate_on: str | None,
+        timeout: float,
+    ) -> Attachment:
+        triggers = gate.resolve_trigger(activate_on) if activate_on is not None else []
+        program = gate.build_program(self._program, triggers)
+        pid, fd = open_target(target, pidfd)
+        try:
+            slot = gate.take_slot(self, gate.ACTIVE if active and not triggers else gate.INACTIVE)
+        except BaseException:
+            os.close(fd)
+            raise
+        attachment = Attachment(self, pid, fd, threads, no_new_privs, timeout, slot)
+        try:
+            with self._lock:
+                self._check_open("attach")
+                if self._gate is None:
+                    self._gate = _core.Gate(self._page, bytes(self._program), self._inbox)
+                attachment._install_gate(self._gate, program, triggers, self.wait_killable)
+                self._attachments.append(attachment)
+                self._show_listeners()
+        except BaseException:
+            attachment.close()
+            raise
+        return attachment
 
-        All are tried; the first error is raised afterwards, and the others are noted on it.
+    def pause(self) -> None:
+        """Make every gate of this filter inactive again, by one store; :meth:`resume` undoes it. See Attachment.pause."""
+        self._turn(gate.PAUSED, "pause")
+
+    def resume(self) -> None:
+        """Make every gate of this filter active, by one store."""
+        self._turn(gate.ACTIVE, "resume")
+
+    def _turn(self, state: int, doing: str) -> None:
+        self._check_open(doing)
+        gates = [a for a in self.attachments if a.mode == "gate"]
+        if not gates:
+            self._refuse_without_gate(doing)
+        for attachment in gates:
+            attachment._check_turn(state, doing)
+        gate.write(self, 0, state, doing)
+
+    def _refuse_without_gate(self, doing: str) -> None:
+        if not self._page.writable:
+            gate.write(self, 0, gate.NONE, doing)
+        raise UnsupportedError(errno.EOPNOTSUPP, f"{doing}: this filter has no gate; attach with mode='gate'")
+
+    def activate(self) -> None:
+        """Activate every attachment that is inactive and whose process lives; all gates by one store.
+
+        Raises NotPermittedError in a process that received the filter and attached nothing. All are tried; the first error is raised afterwards, and the others are noted on it.
         """
         errors: list[Exception] = []
-        for attachment in self.attachments:
-            if not attachment.activated and attachment.query().state != "dead":
+        attachments = self.attachments
+        if any(a.mode == "gate" for a in attachments) or (not attachments and not self._page.writable):
+            gate.write(self, 0, gate.ACTIVE, "activate")
+        for attachment in attachments:
+            if attachment.mode != "gate" and not attachment.activated and attachment.query().state != "dead":
                 try:
                     attachment.activate()
                 except OSError as error:
@@ -294,16 +367,23 @@ class Filter(Owned, Receiver):
             self._check_open("activate")
             for listener in listeners:
                 self._inbox.add(listener)
-            if self._memfd == self._fd:
-                self._memfd = _dup(self._fd)
-            fds = self._inbox.listeners()
-            if fds:
-                os.dup2(fds[0] if len(fds) == 1 else self._inbox.epoll_fd, self._fd, inheritable=False)
+            self._show_listeners()
+
+    def _show_listeners(self) -> None:
+        """Give :meth:`fileno` its new meaning; what a gate receives from is readable by the epoll fd alone."""
+        if self._memfd == self._fd:
+            self._memfd = _dup(self._fd)
+        fds = self._inbox.listeners()
+        if fds:
+            alone = len(fds) == 1 and self._gate is None
+            os.dup2(fds[0] if alone else self._inbox.epoll_fd, self._fd, inheritable=False)
 
     def _forget(self, attachment: Attachment, listeners: tuple[int, ...]) -> None:
         """Receive from these no more. For Attachment only."""
         with self._lock:
             for listener in listeners:
+                if attachment.mode == "gate" and self._gate is not None:
+                    self._gate.remove(listener)
                 self._inbox.remove(listener)
             if attachment in self._attachments:
                 self._attachments.remove(attachment)
@@ -313,7 +393,10 @@ class Filter(Owned, Receiver):
         self._check_open("query")
         states = tuple(attachment.query() for attachment in self.attachments)
         order: tuple[State, ...] = ("active", "inactive", "dead", "detached")
-        shown = {a.state for a in states} or {"detached"}
+        shown: set[State] = {a.state for a in states}
+        if not shown:
+            word = self._page.summary()
+            shown = {gate.shown(word) if word else "detached"}
         return FilterState(state=min(shown, key=order.index), attachments=states, digest=self._program.digest)
 
 

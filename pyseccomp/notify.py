@@ -265,6 +265,8 @@ class _AsyncStay:
                 event = self._stay.receive(0)
         except StopIteration:
             self._close()
+            for wake in self._receiver._stop_hooks:  # the others: the epoll fd has nothing more to tell them
+                wake()
         else:
             self._flowing = True
             return cast(Notification, event)

@@ -242,7 +242,6 @@ def test_a_filter_is_made_of_a_policy_or_a_program_only(bad: object) -> None:
         ({"timeout": 0}, ValueError),
         ({"timeout": float("nan")}, ValueError),
         ({"on_deadline": "hope"}, ValueError),
-        ({"mode": "gate"}, ps.UnsupportedError),
         ({"mode": "park"}, ps.UnsupportedError),
         ({"tree": True}, ps.UnsupportedError),
         ({"cgroup": "/"}, ps.UnsupportedError),

@@ -1,0 +1,600 @@
+/* gate.c - the inactive listener: a program in the kernel that asks, and who answers.
+ *
+ * The invariant: from the first gated call on somebody answers. The server is a
+ * process that shares our memory and descriptors (clone without CLONE_THREAD), on
+ * the thread-local storage of a thread of ours that only waits for it:
+ *   - TSYNC on our own threads does not reach it, so it can answer ourselves;
+ *   - it needs no lock that a trapped thread can hold: it neither allocates nor
+ *     uses stdio, and what is changed for it, it changes itself, by command;
+ *   - it ends with us (PDEATHSIG), the listener is closed with it, and the kernel
+ *     answers ENOSYS to what is gated: closed, not open.
+ *
+ * One server answers one notification after the other, and looks at the gate word
+ * for each. A call whose answer was decided before the store is the one in flight;
+ * all that are decided later get the program's answer. A trigger is stored after
+ * its call was let run, by the server itself, hence every call that is received
+ * after the trigger finds the gate active.
+ */
+#define _GNU_SOURCE
+#include "inbox.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define STACK_SIZE (256 * 1024)
+#define MAX_ERRNO 4095
+#define COMMANDS UINT32_MAX /* in epoll */
+#define NOT_YET INT32_MIN
+#define TAKEN (INT32_MIN + 1)
+
+/* ---------------------------------------------------------------- programs */
+
+static bool is_return(const struct sock_filter *insn)
+{
+	return BPF_CLASS(insn->code) == BPF_RET;
+}
+
+static const char *not_to_be_gated(const struct sock_filter *insn)
+{
+	if (insn->code != (BPF_RET | BPF_K))
+		return "it returns a computed answer, which cannot be turned into a question";
+	switch (insn->k & SECCOMP_RET_ACTION_FULL) {
+	case SECCOMP_RET_TRACE:
+		return "it answers TRACE, which only a tracer of the task can give";
+	case SECCOMP_RET_TRAP:
+		return "it answers TRAP, whose SIGSYS is not imitated yet";
+	default:
+		return NULL;
+	}
+}
+
+static size_t emit_triggers(const struct psc_gate_trigger *triggers, size_t n, struct sock_filter *out)
+{
+	size_t at = 0;
+
+	if (n == 0)
+		return 0;
+	for (size_t i = 0; i < n; i++) {
+		out[at++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
+		out[at++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, triggers[i].arch, 0, 3);
+		out[at++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+		out[at++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)triggers[i].nr, 0, 1);
+		out[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
+	}
+	/* A program begins with a zero accumulator. */
+	out[at++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_IMM, 0);
+	return at;
+}
+
+int psc_gate_program(const struct sock_filter *insns, size_t len, const struct psc_gate_trigger *triggers,
+		     size_t n_triggers, struct sock_filter *ret_insns, size_t *ret_len, struct psc_program_fault *ret_fault)
+{
+	size_t before, gated = 0;
+
+	if (n_triggers > PSC_MAX_GATE_TRIGGERS || len + n_triggers * 5 + 1 > PSC_MAX_INSNS)
+		return -E2BIG;
+	before = emit_triggers(triggers, n_triggers, ret_insns);
+	for (size_t i = 0; i < len; i++) {
+		uint32_t action = insns[i].k & SECCOMP_RET_ACTION_FULL;
+		struct sock_filter *out = &ret_insns[before + i];
+		const char *reason;
+
+		*out = insns[i];
+		if (!is_return(out))
+			continue;
+		reason = not_to_be_gated(out);
+		if (reason) {
+			if (ret_fault)
+				*ret_fault = (struct psc_program_fault){ i, reason };
+			return -EOPNOTSUPP;
+		}
+		if (action == SECCOMP_RET_ALLOW || action == SECCOMP_RET_LOG)
+			continue;
+		out->k = SECCOMP_RET_USER_NOTIF;
+		gated++;
+	}
+	if (gated == 0)
+		return -ENODATA;
+	*ret_len = before + len;
+	return 0;
+}
+
+size_t psc_gate_hard_program(const struct sock_filter *insns, size_t len, struct sock_filter *ret_insns)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < len; i++) {
+		uint32_t action = insns[i].k & SECCOMP_RET_ACTION_FULL;
+
+		ret_insns[i] = insns[i];
+		if (!is_return(&insns[i]))
+			continue;
+		if (action == SECCOMP_RET_USER_NOTIF)
+			ret_insns[i].k = SECCOMP_RET_ALLOW;
+		else if (action != SECCOMP_RET_ALLOW)
+			kept++;
+	}
+	return kept;
+}
+
+/* ----------------------------------------------------------------- answers */
+
+struct gated {
+	int fd;
+	unsigned int slot;
+	bool served;
+	struct psc_event route; /* to the user's inbox */
+	size_t n_triggers;
+	struct psc_gate_trigger triggers[PSC_MAX_GATE_TRIGGERS];
+};
+
+struct judge {
+	struct psc_page *page;
+	const struct sock_filter *insns;
+	size_t len;
+	struct psc_inbox *inbox; /* NULL: the user's calls fail with ENOSYS */
+	bool writable;
+};
+
+/* The thread group of a task, without stdio: see the head of the file. */
+static pid_t thread_group(pid_t tid)
+{
+	struct psc_task_state task;
+	char text[8192], path[32];
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -ESRCH;
+	n = read(fd, text, sizeof(text));
+	close(fd);
+	return n <= 0 || psc_query_parse_status(text, (size_t)n, &task) < 0 ? -ESRCH : task.pid;
+}
+
+/* SIGKILL to the whole process; who may not be killed is denied. */
+static int kill_caller(int fd, const struct seccomp_notif *n)
+{
+	pid_t tgid = n->pid ? thread_group((pid_t)n->pid) : -ESRCH;
+	int pidfd = tgid > 0 ? (int)psc_syscall(SYS_pidfd_open, tgid, 0) : -ESRCH;
+	int r = psc_notify_valid(fd, n->id); /* only now is the pidfd proved to be its */
+
+	if (r == 0)
+		r = pidfd < 0 ? pidfd : (int)psc_syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+	psc_close_fd(&pidfd);
+	return r < 0 && r != -ENOENT ? psc_notify_error(fd, n->id, EPERM) : r;
+}
+
+static int hand_on(const struct judge *judge, const struct gated *gated, const union psc_notif *notif)
+{
+	const struct timespec nap = { 0, 100000 };
+
+	if (!judge->inbox)
+		return psc_notify_error(gated->fd, notif->n.id, ENOSYS);
+	while (psc_inbox_feed(judge->inbox, &gated->route, notif) < 0)
+		nanosleep(&nap, NULL); /* the user does not keep up: nor do the callers */
+	return 0;
+}
+
+static int answer_as_program(const struct judge *judge, const struct gated *gated, const union psc_notif *notif)
+{
+	uint32_t ret = SECCOMP_RET_KILL_PROCESS, data;
+	struct psc_decision decision;
+
+	if (psc_program_run(judge->insns, judge->len, &notif->n.data, &decision) == 0)
+		ret = decision.ret;
+	data = ret & SECCOMP_RET_DATA;
+	switch (ret & SECCOMP_RET_ACTION_FULL) {
+	case SECCOMP_RET_ALLOW:
+	case SECCOMP_RET_LOG:
+		return psc_notify_continue(gated->fd, notif->n.id);
+	case SECCOMP_RET_ERRNO:
+		if (data == 0)
+			return psc_notify_value(gated->fd, notif->n.id, 0);
+		return psc_notify_error(gated->fd, notif->n.id, data > MAX_ERRNO ? MAX_ERRNO : (int)data);
+	case SECCOMP_RET_USER_NOTIF:
+		return hand_on(judge, gated, notif);
+	default:
+		return kill_caller(gated->fd, &notif->n);
+	}
+}
+
+static bool triggers(const struct gated *gated, const struct seccomp_data *data)
+{
+	for (size_t i = 0; i < gated->n_triggers; i++)
+		if (gated->triggers[i].arch == data->arch && gated->triggers[i].nr == data->nr)
+			return true;
+	return false;
+}
+
+static void answer(const struct judge *judge, const struct gated *gated, const union psc_notif *notif)
+{
+	enum psc_gate_state state = psc_page_state(judge->page, gated->slot);
+
+	if (state == PSC_GATE_ACTIVE)
+		(void)!answer_as_program(judge, gated, notif);
+	else if (psc_notify_continue(gated->fd, notif->n.id) == 0 && state == PSC_GATE_INACTIVE && judge->writable &&
+		 triggers(gated, &notif->n.data))
+		psc_page_store(judge->page, gated->slot, PSC_GATE_ACTIVE);
+}
+
+/* What poll says is there is taken and answered. False: no task is left. */
+static bool serve_one(const struct judge *judge, const struct gated *gated, bool pending)
+{
+	union psc_notif notif;
+
+	if (!pending)
+		return false;
+	if (psc_notify_receive(gated->fd, &notif) == 0)
+		answer(judge, gated, &notif);
+	return true;
+}
+
+static int set_triggers(struct gated *gated, const struct psc_gate_trigger *list, size_t n)
+{
+	if (n > PSC_MAX_GATE_TRIGGERS)
+		return -EINVAL;
+	gated->n_triggers = n;
+	if (n)
+		memcpy(gated->triggers, list, n * sizeof(*list));
+	return 0;
+}
+
+int psc_gate_serve(int listener, struct psc_page *page, unsigned int slot, const struct sock_filter *insns, size_t len,
+		   const struct psc_gate_trigger *list, size_t n_triggers, int stop_fd)
+{
+	const struct judge judge = { page, insns, len, NULL, psc_page_writable(page) };
+	struct gated gated = { .fd = listener, .slot = slot };
+	struct pollfd fds[2] = { { .fd = listener, .events = POLLIN }, { .fd = stop_fd, .events = POLLIN } };
+	int r = set_triggers(&gated, list, n_triggers);
+
+	if (r < 0)
+		return r;
+	for (;;) {
+		r = poll(fds, 2, -1);
+		if (r < 0 && errno != EINTR)
+			return -errno;
+		if (r > 0 && fds[1].revents)
+			return -ECANCELED;
+		if (r > 0 && fds[0].revents && !serve_one(&judge, &gated, fds[0].revents & POLLIN))
+			return 0;
+	}
+}
+
+/* ------------------------------------------------------------------ server */
+
+enum order { ORDER_STOP, ORDER_ADD, ORDER_INSTALL, ORDER_REMOVE };
+
+struct psc_gate {
+	struct judge judge;
+	struct sock_filter *insns;
+	pid_t owner;
+	pthread_t keeper;
+	char *stack;
+	int epoll, bell;
+
+	pthread_mutex_t lock; /* of those who give orders */
+	_Atomic uint32_t given, done;
+	enum order order;
+	struct gated *subject;
+	_Atomic int installed;
+	_Atomic bool stopping;
+
+	struct gated *gated[PSC_GATE_SLOTS];
+};
+
+/* In the server, when it has taken the order to await a listener: whoever installs
+ * may not be able to make another call until it is answered. */
+static void await_listener(struct psc_gate *gate)
+{
+	const struct timespec nap = { 0, 20000 };
+
+	while (gate->installed == NOT_YET)
+		nanosleep(&nap, NULL);
+}
+
+static void watch(struct psc_gate *gate, struct gated *gated)
+{
+	for (uint32_t i = 0; i < PSC_GATE_SLOTS; i++)
+		if (gate->gated[i] == gated) {
+			struct epoll_event e = { .events = EPOLLIN, .data.u32 = i };
+
+			(void)!psc_notify_sync_wakeup(gated->fd, true);
+			psc_inbox_bind(gate->judge.inbox, &gated->route, gated->fd);
+			gated->served = epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gated->fd, &e) == 0;
+		}
+}
+
+static void unwatch(struct psc_gate *gate, struct gated *gated)
+{
+	if (!gated->served)
+		return;
+	gated->served = false;
+	epoll_ctl(gate->epoll, EPOLL_CTL_DEL, gated->fd, NULL);
+	psc_inbox_unreserve(gate->judge.inbox, &gated->route);
+}
+
+static void obey(struct psc_gate *gate)
+{
+	struct gated *subject = gate->subject;
+	enum order order = gate->order;
+	uint64_t count;
+
+	(void)!read(gate->bell, &count, sizeof(count));
+	if (gate->done == gate->given)
+		return;
+	if (order == ORDER_ADD)
+		watch(gate, subject);
+	else if (order == ORDER_REMOVE)
+		unwatch(gate, subject);
+	else if (order == ORDER_STOP)
+		gate->stopping = true;
+	gate->done = gate->given;
+	if (order != ORDER_INSTALL)
+		return;
+	await_listener(gate);
+	if (gate->installed >= 0) {
+		subject->fd = gate->installed;
+		watch(gate, subject);
+	}
+	gate->installed = TAKEN;
+}
+
+static void serve(struct psc_gate *gate)
+{
+	struct epoll_event events[16];
+
+	while (!gate->stopping) {
+		int n = epoll_wait(gate->epoll, events, psc_array_size(events), -1);
+
+		for (int i = 0; i < n; i++) {
+			struct gated *gated = events[i].data.u32 == COMMANDS ? NULL : gate->gated[events[i].data.u32];
+
+			if (gated && gated->served && !serve_one(&gate->judge, gated, events[i].events & EPOLLIN))
+				unwatch(gate, gated);
+		}
+		if (gate->done != gate->given)
+			obey(gate);
+	}
+}
+
+static int server(void *arg)
+{
+	struct psc_gate *gate = arg;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	if (getppid() == gate->owner) {
+		setsid();
+		serve(gate);
+	}
+	_exit(0);
+}
+
+/* Its thread-local storage is the server's; should that be killed, another takes over. */
+static void *keep_server(void *arg)
+{
+	struct psc_gate *gate = arg;
+
+	while (!gate->stopping) {
+		pid_t pid = clone(server, gate->stack + STACK_SIZE, CLONE_VM | CLONE_FILES, gate);
+
+		if (pid < 0)
+			break;
+		while (waitpid(pid, NULL, __WALL) < 0 && errno == EINTR)
+			;
+	}
+	gate->stopping = true;
+	return NULL;
+}
+
+/* With the lock: have the server do it. -ESRCH: there is none. */
+static int command(struct psc_gate *gate, enum order order, struct gated *subject)
+{
+	const struct timespec nap = { 0, 20000 };
+	const uint64_t one = 1;
+	uint32_t number = gate->given + 1;
+
+	gate->order = order;
+	gate->subject = subject;
+	gate->given = number;
+	(void)!write(gate->bell, &one, sizeof(one));
+	while (gate->done != number && !gate->stopping)
+		nanosleep(&nap, NULL);
+	return gate->done == number ? 0 : -ESRCH;
+}
+
+static int start_keeper(struct psc_gate *gate)
+{
+	sigset_t all, old;
+	int r;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = pthread_create(&gate->keeper, NULL, keep_server, gate);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return -r;
+}
+
+static void destroy(struct psc_gate *gate)
+{
+	psc_close_fd(&gate->epoll);
+	psc_close_fd(&gate->bell);
+	if (gate->stack)
+		munmap(gate->stack, STACK_SIZE);
+	for (size_t i = 0; i < PSC_GATE_SLOTS; i++)
+		free(gate->gated[i]);
+	free(gate->insns);
+	free(gate);
+}
+
+static int prepare(struct psc_gate *gate, const struct sock_filter *insns, size_t len)
+{
+	struct epoll_event e = { .events = EPOLLIN, .data.u32 = COMMANDS };
+
+	gate->insns = malloc(len * sizeof(*insns));
+	gate->stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+	if (gate->stack == MAP_FAILED)
+		gate->stack = NULL;
+	if (!gate->insns || !gate->stack)
+		return -ENOMEM;
+	memcpy(gate->insns, insns, len * sizeof(*insns));
+	gate->judge.insns = gate->insns;
+	gate->epoll = epoll_create1(EPOLL_CLOEXEC);
+	gate->bell = gate->epoll < 0 ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (gate->bell < 0 || epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->bell, &e) < 0)
+		return -errno;
+	return start_keeper(gate);
+}
+
+int psc_gate_new(struct psc_page *page, const struct sock_filter *insns, size_t len, struct psc_inbox *inbox,
+		 struct psc_gate **ret_gate)
+{
+	struct psc_gate *gate;
+	int r;
+
+	if (!psc_page_writable(page))
+		return -EPERM;
+	r = psc_program_check(insns, len, NULL);
+	if (r < 0)
+		return r;
+	gate = calloc(1, sizeof(*gate));
+	if (!gate)
+		return -ENOMEM;
+	gate->judge = (struct judge){ page, NULL, len, inbox, true };
+	gate->epoll = gate->bell = -1;
+	gate->owner = getpid();
+	pthread_mutex_init(&gate->lock, NULL);
+	r = prepare(gate, insns, len);
+	if (r < 0) {
+		destroy(gate);
+		return r;
+	}
+	*ret_gate = gate;
+	return 0;
+}
+
+void psc_gate_free(struct psc_gate *gate)
+{
+	if (!gate)
+		return;
+	if (gate->owner == getpid()) {
+		pthread_mutex_lock(&gate->lock);
+		(void)!command(gate, ORDER_STOP, NULL);
+		pthread_mutex_unlock(&gate->lock);
+		pthread_join(gate->keeper, NULL);
+	}
+	destroy(gate);
+}
+
+static int make_gated(struct psc_gate *gate, int fd, unsigned int slot, const struct psc_gate_trigger *list, size_t n,
+		      struct gated **ret_gated)
+{
+	struct gated *gated;
+	size_t i = 0;
+	int r;
+
+	if (slot >= PSC_GATE_SLOTS)
+		return -EINVAL;
+	while (i < PSC_GATE_SLOTS && gate->gated[i])
+		i++;
+	if (i == PSC_GATE_SLOTS)
+		return -ENOSPC;
+	gated = calloc(1, sizeof(*gated));
+	if (!gated)
+		return -ENOMEM;
+	gated->fd = fd;
+	gated->slot = slot;
+	r = set_triggers(gated, list, n);
+	if (r == 0)
+		r = psc_inbox_reserve(gate->judge.inbox, &gated->route);
+	if (r < 0) {
+		free(gated);
+		return r;
+	}
+	gate->gated[i] = *ret_gated = gated;
+	return 0;
+}
+
+static void forget(struct psc_gate *gate, struct gated *gated)
+{
+	for (size_t i = 0; i < PSC_GATE_SLOTS; i++)
+		if (gate->gated[i] == gated)
+			gate->gated[i] = NULL;
+	free(gated);
+}
+
+int psc_gate_add(struct psc_gate *gate, int listener, unsigned int slot, const struct psc_gate_trigger *list,
+		 size_t n_triggers)
+{
+	struct gated *gated;
+	int r;
+
+	pthread_mutex_lock(&gate->lock);
+	r = make_gated(gate, listener, slot, list, n_triggers, &gated);
+	if (r == 0) {
+		r = command(gate, ORDER_ADD, gated);
+		if (r == 0 && !gated->served)
+			r = -ENOTTY;
+		if (r < 0) {
+			psc_inbox_unreserve(gate->judge.inbox, &gated->route);
+			forget(gate, gated);
+		}
+	}
+	pthread_mutex_unlock(&gate->lock);
+	return r;
+}
+
+int psc_gate_install(struct psc_gate *gate, const struct sock_filter *insns, size_t len, uint32_t flags,
+		     int no_new_privs, unsigned int slot, const struct psc_gate_trigger *list, size_t n_triggers)
+{
+	const struct timespec nap = { 0, 20000 };
+	struct gated *gated;
+	int r;
+
+	pthread_mutex_lock(&gate->lock);
+	r = make_gated(gate, -1, slot, list, n_triggers, &gated);
+	if (r == 0) {
+		gate->installed = NOT_YET;
+		r = command(gate, ORDER_INSTALL, gated);
+		if (r == 0) {
+			r = psc_install(insns, len, flags | SECCOMP_FILTER_FLAG_NEW_LISTENER, no_new_privs);
+			gate->installed = r;
+			while (gate->installed != TAKEN && !gate->stopping)
+				nanosleep(&nap, NULL); /* served already, if that is gated */
+		}
+		if (r < 0) {
+			psc_inbox_unreserve(gate->judge.inbox, &gated->route);
+			forget(gate, gated);
+		}
+	}
+	pthread_mutex_unlock(&gate->lock);
+	return r;
+}
+
+int psc_gate_remove(struct psc_gate *gate, int listener)
+{
+	int r = -ENOENT;
+
+	if (gate->owner != getpid())
+		return 0;
+	pthread_mutex_lock(&gate->lock);
+	for (size_t i = 0; i < PSC_GATE_SLOTS; i++)
+		if (gate->gated[i] && gate->gated[i]->fd == listener) {
+			r = command(gate, ORDER_REMOVE, gate->gated[i]);
+			free(gate->gated[i]);
+			gate->gated[i] = NULL;
+			break;
+		}
+	pthread_mutex_unlock(&gate->lock);
+	return r;
+}

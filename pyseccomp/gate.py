@@ -1,0 +1,101 @@
+"""Gates: a filter that is in the kernel but asks, and turns for every task under it by one store.
+
+The gate program asks its listener wherever the policy does not allow; a C process that shares this one's memory, never
+the GIL, answers "continue" while inactive and what the policy says afterwards.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Literal
+
+from pyseccomp import _core, syscalls
+from pyseccomp.errors import AttachError, NotPermittedError, UnsupportedError
+from pyseccomp.program import Program
+from pyseccomp.syscalls import Arch
+
+if TYPE_CHECKING:
+    from pyseccomp.filter import Filter
+
+NONE, INACTIVE, ACTIVE, PAUSED = range(4)  # enum psc_gate_state
+
+_COMPAT = {"x86_64": ("x86", "x32"), "aarch64": ("arm",)}
+_VDSO = ("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu")
+_FINAL = ("exit", "exit_group")
+_ELSEWHERE = ("exec", "fork")
+
+
+def shown(state: int) -> Literal["inactive", "active"]:
+    """Name a gate's state; paused is inactive."""
+    return "active" if state == ACTIVE else "inactive"
+
+
+def resolve_trigger(activate_on: object) -> list[tuple[int, int]]:
+    """Find a trigger's (AUDIT_ARCH token, number) on the native ABI and those that run beside it.
+
+    Raises UnsupportedError for what is no system call's name, UnknownSyscallError for a name that does not exist here,
+    ValueError for a call that never comes or after which nothing comes.
+    """
+    if not isinstance(activate_on, str) or activate_on in _ELSEWHERE:
+        raise UnsupportedError(errno.EOPNOTSUPP, f"attach: activate_on={activate_on!r}: only the name of a system call is taken here")
+    if activate_on in _VDSO:
+        raise ValueError(
+            f"attach: activate_on={activate_on!r} can never fire: the vDSO answers it without a system call; name a call "
+            "that enters the kernel, or activate by hand"
+        )
+    if activate_on in _FINAL:
+        raise ValueError(f"attach: activate_on={activate_on!r}: the task ends with that call, nothing is left to filter")
+    native = Arch.of(None)
+    found = [(native.token, syscalls.resolve(activate_on, native))]
+    for name in _COMPAT.get(native.name, ()):
+        arch = Arch.of(name)
+        try:
+            found.append((arch.token, syscalls.resolve(activate_on, arch)))
+        except LookupError:
+            continue
+    return found
+
+
+def build_program(program: Program, triggers: list[tuple[int, int]]) -> Program:
+    """Make the gate program, or say what to do instead."""
+    try:
+        return Program.from_bytes(_core.gate_program(bytes(program), triggers))
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            raise UnsupportedError(
+                error.errno, f"attach: the program cannot be gated: {error.strerror}; use mode='inject'"
+            ) from None
+        if error.errno == errno.ENODATA:
+            raise AttachError(
+                error.errno, "attach: the program denies and notifies nothing, so a gate has nothing to turn; use mode='inject'"
+            ) from None
+        raise AttachError(error.errno or 0, f"attach: making the gate program: {error.strerror}") from None
+
+
+def take_slot(filter: Filter, state: int) -> int:
+    """Take a word for one more attachment; only the creator of the filter can."""
+    try:
+        return filter._page.take_slot(state)
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise NotPermittedError(
+                errno.EPERM,
+                "attach as a gate: only the process that created the filter can turn it, and this one received or "
+                "inherited it; use mode='inject', or have the creator attach",
+            ) from None
+        raise AttachError(
+            error.errno or 0, "attach as a gate: 510 gates of one filter are in use; close one, or gate the parent of many"
+        ) from None
+
+
+def write(filter: Filter, slot: int, state: int, doing: str) -> None:
+    """Store a word. Raises NotPermittedError for who is not the creator."""
+    try:
+        filter._page.set(slot, state)
+    except OSError as error:
+        raise NotPermittedError(
+            error.errno or 0,
+            f"{doing}: only the process that created the filter holds its writable page, and process {os.getpid()} received or "
+            "inherited it; ask the creator",
+        ) from None
