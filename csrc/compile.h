@@ -84,6 +84,8 @@ void psc_dd_push(struct dd *dd, size_t mark, uint32_t start, uint32_t child);
 uint32_t psc_dd_node(struct dd *dd, size_t mark, uint64_t var);
 /* c is a diagram of truth values. */
 uint32_t psc_dd_ite(struct dd *dd, uint32_t c, uint32_t t, uint32_t e);
+/* The diagram of actions with those that are weaker than action replaced by it. */
+uint32_t psc_dd_cap(struct dd *dd, uint32_t node, uint32_t action);
 
 /* ---- tests */
 

@@ -13,6 +13,7 @@
 
 #define MAX_NODES (1U << 18)
 #define MAX_EDGES (1U << 22)
+#define CAPPED (UINT32_MAX - 1) /* in the memo, in place of a condition: psc_dd_cap() */
 
 /* Double an array of *room elements until n fit. */
 static int grow(void *array, size_t *room, size_t n, size_t size)
@@ -270,6 +271,36 @@ uint32_t psc_dd_ite(struct dd *dd, uint32_t c, uint32_t t, uint32_t e)
 	}
 	result = psc_dd_node(dd, mark, var);
 	if (result != DD_NONE && remember(dd, c, t, e, result) < 0)
+		return fail(dd, -ENOMEM);
+	return result;
+}
+
+uint32_t psc_dd_cap(struct dd *dd, uint32_t node, uint32_t action)
+{
+	const struct dd_memo *known;
+	struct dd_node n;
+	uint32_t result;
+	size_t mark;
+
+	if (dd->error)
+		return DD_NONE;
+	n = dd->nodes[node];
+	if (n.var == DD_LEAF) {
+		int32_t old = (int32_t)(n.first & SECCOMP_RET_ACTION_FULL), new = (int32_t)(action & SECCOMP_RET_ACTION_FULL);
+
+		return new < old ? psc_dd_leaf(dd, action) : node;
+	}
+	known = memo_slot(dd->memo, dd->memo_count, CAPPED, node, action);
+	if (known->c)
+		return known->result;
+	mark = psc_dd_mark(dd);
+	for (uint32_t i = 0; i < n.count && !dd->error; i++) {
+		uint32_t child = psc_dd_cap(dd, dd->edges[n.first + i].child, action);
+
+		psc_dd_push(dd, mark, dd->edges[n.first + i].start, child);
+	}
+	result = psc_dd_node(dd, mark, n.var);
+	if (result != DD_NONE && remember(dd, CAPPED, node, action, result) < 0)
 		return fail(dd, -ENOMEM);
 	return result;
 }

@@ -11,7 +11,10 @@
  * Jumps go forward, so one pass over the instructions finds every machine state
  * that can occur at each (few: registers whose value nobody will read are
  * forgotten), and one pass backwards puts the answers together. What is too
- * large for that (multiplying arguments) ends in -E2BIG, never in a wrong answer. */
+ * large for that (multiplying arguments) ends in -E2BIG, never in a wrong answer.
+ *
+ * A stack of filters answers what the kernel takes out of all their answers; that
+ * is one more function of them (strictest()). */
 #include "psc.h"
 #include "internal.h"
 
@@ -671,24 +674,87 @@ static void machine_done(struct machine *m)
 	free(m->items);
 }
 
-int psc_program_difference(const struct sock_filter *a, size_t a_len, const struct sock_filter *b, size_t b_len,
-			   struct seccomp_data *ret_data)
+/* What the kernel makes of two filters' answers. */
+static uint32_t strictest(struct machine *m, uint32_t newer, uint32_t older)
+{
+	const uint32_t key[3] = { NONE, newer, older };
+	struct cached *cached;
+	uint32_t var, low, high, result;
+
+	if (m->error || newer == older)
+		return newer;
+	var = node_at(m, newer)->var < node_at(m, older)->var ? node_at(m, newer)->var : node_at(m, older)->var;
+	if (var == LEAF)
+		return psc_decision_merge(node_at(m, newer)->low, node_at(m, older)->low) == node_at(m, newer)->low ? newer :
+															older;
+	cached = &m->cache[hash_bytes(key, sizeof(key)) & (m->cache_count - 1)];
+	if (cached->c == NONE && cached->t == newer && cached->e == older)
+		return cached->result;
+	low = strictest(m, side(m, newer, var, false), side(m, older, var, false));
+	high = strictest(m, side(m, newer, var, true), side(m, older, var, true));
+	result = make(m, var, low, high);
+	if (m->nodes.count > m->cache_count && m->cache_count < MAX_NODES && grow_cache(m) < 0)
+		m->error = -ENOMEM;
+	if (!m->error)
+		m->cache[hash_bytes(key, sizeof(key)) & (m->cache_count - 1)] =
+			(struct cached){ NONE, newer, older, result };
+	return result;
+}
+
+/* The function that a stack computes. */
+static int understand_all(struct machine *m, const struct sock_fprog *programs, size_t count, uint32_t *ret_node)
+{
+	uint32_t node = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		uint32_t next;
+		int r = understand(m, programs[i].filter, programs[i].len, &next);
+
+		if (r < 0)
+			return r;
+		node = i == 0 ? next : strictest(m, next, node);
+	}
+	*ret_node = node;
+	return m->error;
+}
+
+static bool all_valid(const struct sock_fprog *programs, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		if (psc_program_check(programs[i].filter, programs[i].len, NULL) < 0)
+			return false;
+	return count > 0;
+}
+
+int psc_stack_difference(const struct sock_fprog *a, size_t a_count, const struct sock_fprog *b, size_t b_count,
+			 struct seccomp_data *ret_data)
 {
 	struct machine m;
 	uint32_t first, second;
 	int r;
 
-	if (psc_program_check(a, a_len, NULL) < 0 || psc_program_check(b, b_len, NULL) < 0)
+	if (!all_valid(a, a_count) || !all_valid(b, b_count))
 		return -EINVAL;
 	r = machine_init(&m);
 	if (r >= 0)
-		r = understand(&m, a, a_len, &first);
+		r = understand_all(&m, a, a_count, &first);
 	if (r >= 0)
-		r = understand(&m, b, b_len, &second);
+		r = understand_all(&m, b, b_count, &second);
 	if (r >= 0 && first != second) {
 		tell_apart(&m, first, second, ret_data);
 		r = 1;
 	}
 	machine_done(&m);
 	return r;
+}
+
+int psc_program_difference(const struct sock_filter *a, size_t a_len, const struct sock_filter *b, size_t b_len,
+			   struct seccomp_data *ret_data)
+{
+	const struct sock_fprog first = { (unsigned short)a_len, (struct sock_filter *)(uintptr_t)a };
+	const struct sock_fprog second = { (unsigned short)b_len, (struct sock_filter *)(uintptr_t)b };
+
+	if (a_len > PSC_MAX_INSNS || b_len > PSC_MAX_INSNS)
+		return -EINVAL;
+	return psc_stack_difference(&first, 1, &second, 1, ret_data);
 }

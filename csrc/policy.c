@@ -4,7 +4,13 @@
  * over the default action from the weakest to the strongest, so the one that
  * decides is laid last; the numbers of an ABI become the edges of one node, and
  * the ABIs the edges of the root. Numbers that no rule names have the default
- * action, those of future kernels included. */
+ * action, those of future kernels included.
+ *
+ * Where an ABI makes a call through socketcall() or ipc(), a rule that names it
+ * is one for that number with that first argument as well. What the call itself
+ * is given is in memory there, so a rule with conditions may match or not. Nothing
+ * that could come out may be stricter than what is done: a rule that may match
+ * makes what the others decide as strict as itself, and never weaker. */
 #include "compile.h"
 #include "internal.h"
 
@@ -13,7 +19,7 @@
 struct rule {
 	uint32_t action;
 	int32_t id;   /* of the name, or -1: by number */
-	uint32_t arch; /* if by number */
+	int32_t arch; /* -1: all */
 	uint32_t nr;
 	uint32_t first, count; /* terms */
 	uint32_t condition[2]; /* diagrams, made when needed: of 64-bit ABIs' words, of 32-bit ABIs' */
@@ -24,6 +30,7 @@ struct psc_policy {
 	enum psc_priority priority;
 	bool archs[PSC_ARCH_COUNT];
 	bool low_words;
+	bool separate;
 	struct rule *rules;
 	size_t rule_count, rule_room;
 	struct psc_term *terms;
@@ -34,6 +41,8 @@ struct psc_policy {
 struct entry {
 	uint32_t nr;
 	uint32_t rule;
+	uint32_t mask, call; /* through a multiplexer: its first argument; mask 0 otherwise */
+	bool maybe;          /* and it has conditions */
 };
 
 int psc_policy_new(uint32_t default_action, uint32_t bad_arch, enum psc_priority priority,
@@ -75,6 +84,11 @@ int psc_policy_add_arch(struct psc_policy *policy, enum psc_arch arch)
 			return -EDOM;
 	policy->archs[arch] = true;
 	return 0;
+}
+
+void psc_policy_separate_multiplexed(struct psc_policy *policy)
+{
+	policy->separate = true;
 }
 
 static bool compare_is_valid(const struct psc_term *term)
@@ -157,7 +171,15 @@ int psc_policy_add(struct psc_policy *policy, uint32_t action, int syscall_id, c
 {
 	if (!psc_syscall_name_of_id(syscall_id))
 		return -EINVAL;
-	return append_rule(policy, (struct rule){ .action = action, .id = syscall_id }, terms, count);
+	return append_rule(policy, (struct rule){ .action = action, .id = syscall_id, .arch = -1 }, terms, count);
+}
+
+int psc_policy_add_on(struct psc_policy *policy, uint32_t action, enum psc_arch arch, int syscall_id,
+		      const struct psc_term *terms, size_t count)
+{
+	if (!psc_syscall_name_of_id(syscall_id) || (unsigned int)arch >= PSC_ARCH_COUNT)
+		return -EINVAL;
+	return append_rule(policy, (struct rule){ .action = action, .id = syscall_id, .arch = (int32_t)arch }, terms, count);
 }
 
 int psc_policy_add_number(struct psc_policy *policy, uint32_t action, enum psc_arch arch, uint32_t nr,
@@ -168,7 +190,7 @@ int psc_policy_add_number(struct psc_policy *policy, uint32_t action, enum psc_a
 	if (psc_arch_token(arch) == psc_arch_token(PSC_ARCH_X86_64) &&
 	    (nr > INT32_MAX || !(nr & PSC_X32_BIT) != (arch == PSC_ARCH_X86_64)))
 		return -EINVAL;
-	return append_rule(policy, (struct rule){ .action = action, .id = -1, .arch = arch, .nr = nr }, terms, count);
+	return append_rule(policy, (struct rule){ .action = action, .id = -1, .arch = (int32_t)arch, .nr = nr }, terms, count);
 }
 
 /* ---- conditions */
@@ -334,6 +356,8 @@ static bool laid_before(const struct psc_policy *policy, const struct entry *a, 
 		return a->nr < b->nr;
 	if (policy->priority == PSC_PRIORITY_FIRST)
 		return a->rule > b->rule;
+	if (a->maybe || b->maybe)
+		return a->maybe != b->maybe ? b->maybe : a->rule > b->rule;
 	return x != y ? x > y : a->rule < b->rule;
 }
 
@@ -388,20 +412,47 @@ static void sort_entries(const struct psc_policy *policy, struct entry *entries,
 	}
 }
 
-static size_t collect(const struct psc_policy *policy, enum psc_arch arch, struct entry *entries)
+/* The entries of one rule on an ABI: at most two, its own number's and the multiplexer's. */
+static size_t collect_rule(struct psc_policy *policy, struct dd *dd, enum psc_arch arch, uint32_t index,
+			   struct entry *entries)
+{
+	struct rule *rule = &policy->rules[index];
+	struct psc_multiplexed through;
+	uint32_t condition;
+	size_t count = 0;
+	int nr;
+
+	if (rule->arch >= 0 && rule->arch != (int32_t)arch)
+		return 0;
+	if (rule->id < 0) {
+		entries[0] = (struct entry){ .nr = rule->nr, .rule = index };
+		return 1;
+	}
+	nr = psc_syscall_number(arch, rule->id);
+	if (nr >= 0)
+		entries[count++] = (struct entry){ .nr = (uint32_t)nr, .rule = index };
+	if (policy->separate || psc_syscall_multiplexed(arch, rule->id, &through) < 0)
+		return count;
+	condition = condition_of(policy, dd, rule, arch);
+	if (condition != DD_FALSE)
+		entries[count++] = (struct entry){ through.nr, index, through.mask, through.call, condition != DD_TRUE };
+	return count;
+}
+
+static size_t collect(struct psc_policy *policy, struct dd *dd, enum psc_arch arch, struct entry *entries)
 {
 	size_t count = 0;
 
-	for (size_t i = 0; i < policy->rule_count; i++) {
-		const struct rule *rule = &policy->rules[i];
-		int nr = rule->id >= 0 ? psc_syscall_number(arch, rule->id) : 0;
-
-		if (rule->id < 0 && rule->arch == arch)
-			entries[count++] = (struct entry){ rule->nr, (uint32_t)i };
-		else if (rule->id >= 0 && nr >= 0)
-			entries[count++] = (struct entry){ (uint32_t)nr, (uint32_t)i };
-	}
+	for (size_t i = 0; i < policy->rule_count; i++)
+		count += collect_rule(policy, dd, arch, (uint32_t)i, entries + count);
 	return count;
+}
+
+static uint32_t entry_condition(struct psc_policy *policy, struct dd *dd, enum psc_arch arch, const struct entry *entry)
+{
+	if (entry->mask == 0)
+		return condition_of(policy, dd, &policy->rules[entry->rule], arch);
+	return word_masked(dd, WORD_ARG0_LOW, entry->mask, entry->call);
 }
 
 /* What rules of one call come to: where any of them matches, and what is done
@@ -419,10 +470,8 @@ static struct layers lay(struct psc_policy *policy, struct dd *dd, enum psc_arch
 	struct layers below, above;
 
 	if (count == 1) {
-		struct rule *rule = &policy->rules[entries->rule];
-
-		below.matches = condition_of(policy, dd, rule, arch);
-		below.node = psc_dd_ite(dd, below.matches, psc_dd_leaf(dd, rule->action), fallback);
+		below.matches = entry_condition(policy, dd, arch, entries);
+		below.node = psc_dd_ite(dd, below.matches, psc_dd_leaf(dd, policy->rules[entries->rule].action), fallback);
 		return below;
 	}
 	below = lay(policy, dd, arch, entries, count / 2, fallback);
@@ -431,16 +480,36 @@ static struct layers lay(struct psc_policy *policy, struct dd *dd, enum psc_arch
 				psc_dd_ite(dd, above.matches, above.node, below.node) };
 }
 
+/* Lay all entries of one number: those that may match cap what is below them. */
+static uint32_t lay_all(struct psc_policy *policy, struct dd *dd, enum psc_arch arch, const struct entry *entries,
+			size_t count, uint32_t node)
+{
+	size_t i = 0, from;
+
+	while (i < count) {
+		for (from = i; i < count && !entries[i].maybe; i++)
+			;
+		if (i > from)
+			node = lay(policy, dd, arch, &entries[from], i - from, node).node;
+		for (; i < count && entries[i].maybe && !dd->error; i++)
+			node = psc_dd_ite(dd, entry_condition(policy, dd, arch, &entries[i]),
+					  psc_dd_cap(dd, node, policy->rules[entries[i].rule].action), node);
+	}
+	return node;
+}
+
 /* Push the edges of one ABI's numbers, from first on. */
 static int push_numbers(struct psc_policy *policy, struct dd *dd, size_t mark, enum psc_arch arch, uint32_t first)
 {
 	uint32_t fallback = psc_dd_leaf(dd, policy->default_action);
 	size_t count, i = 0;
-	_cleanup_free_ struct entry *entries = malloc((policy->rule_count + 1) * 2 * sizeof(*entries));
+	_cleanup_free_ struct entry *entries = malloc((policy->rule_count + 1) * 4 * sizeof(*entries));
 
 	if (!entries)
 		return -ENOMEM;
-	count = collect(policy, arch, entries);
+	count = collect(policy, dd, arch, entries);
+	if (dd->error)
+		return dd->error;
 	sort_entries(policy, entries, entries + count, count);
 	psc_dd_push(dd, mark, first, fallback);
 	while (i < count) {
@@ -449,7 +518,7 @@ static int push_numbers(struct psc_policy *policy, struct dd *dd, size_t mark, e
 
 		while (i < count && entries[i].nr == nr)
 			i++;
-		psc_dd_push(dd, mark, nr, lay(policy, dd, arch, &entries[from], i - from, fallback).node);
+		psc_dd_push(dd, mark, nr, lay_all(policy, dd, arch, &entries[from], i - from, fallback));
 		if (nr < UINT32_MAX && (i == count || entries[i].nr != nr + 1))
 			psc_dd_push(dd, mark, nr + 1, fallback);
 	}
@@ -506,6 +575,37 @@ static uint32_t build(struct psc_policy *policy, struct dd *dd)
 	return root;
 }
 
+/* Allow what another program of the stack decides. */
+static uint32_t keep_part(struct dd *dd, const struct psc_compile_options *options, uint32_t root)
+{
+	uint32_t inside = DD_FALSE;
+
+	for (size_t i = 0; i < options->span_count && !dd->error; i++) {
+		const struct psc_span *span = &options->spans[i];
+		uint32_t here = word_range(dd, WORD_NR, span->first, span->last);
+
+		if (span->arg >= 0)
+			here = psc_dd_ite(dd, here, range(dd, span->arg, span->low, span->lo, span->hi), DD_FALSE);
+		here = psc_dd_ite(dd, word_range(dd, WORD_ARCH, span->token, span->token), here, DD_FALSE);
+		inside = psc_dd_ite(dd, inside, DD_TRUE, here);
+	}
+	if (options->others)
+		inside = negate(dd, inside);
+	return psc_dd_ite(dd, inside, root, psc_dd_leaf(dd, SECCOMP_RET_ALLOW));
+}
+
+static bool spans_are_valid(const struct psc_compile_options *options)
+{
+	for (size_t i = 0; i < options->span_count; i++) {
+		const struct psc_span *span = &options->spans[i];
+
+		if (span->first > span->last || span->arg < -1 || span->arg > 5 || span->lo > span->hi ||
+		    (span->low && span->hi > UINT32_MAX))
+			return false;
+	}
+	return true;
+}
+
 int psc_policy_compile(struct psc_policy *policy, const struct psc_compile_options *options,
 		       struct sock_filter **ret_insns, size_t *ret_len)
 {
@@ -516,6 +616,10 @@ int psc_policy_compile(struct psc_policy *policy, const struct psc_compile_optio
 	uint32_t root;
 	int r;
 
+	if (!options)
+		options = &plain;
+	if (!spans_are_valid(options))
+		return -EINVAL;
 	for (int i = 0; i < PSC_ARCH_COUNT; i++)
 		big_endian |= policy->archs[i] && psc_arch_big_endian(i);
 	r = psc_dd_init(&dd);
@@ -527,7 +631,9 @@ int psc_policy_compile(struct psc_policy *policy, const struct psc_compile_optio
 		return r;
 	}
 	root = build(policy, &dd);
-	r = root == DD_NONE ? dd.error : psc_optimize(&dd, root, options ? options : &plain, &tests, &root);
+	if (root != DD_NONE && options->part)
+		root = keep_part(&dd, options, root);
+	r = root == DD_NONE ? dd.error : psc_optimize(&dd, root, options, &tests, &root);
 	if (r == -E2BIG)
 		*ret_len = 0;
 	if (r >= 0)

@@ -296,6 +296,11 @@ PSC_MUST_CHECK int psc_trigger_finish(struct psc_trigger *trigger, struct psc_at
 PSC_MUST_CHECK int psc_program_difference(const struct sock_filter *a, size_t a_len, const struct sock_filter *b,
 					  size_t b_len, struct seccomp_data *ret_data);
 
+/* The same for two stacks of filters, the oldest first: the kernel asks all and
+ * takes the strictest action, of equal ones the newest (psc_decision_merge). */
+PSC_MUST_CHECK int psc_stack_difference(const struct sock_fprog *a, size_t a_count, const struct sock_fprog *b,
+					size_t b_count, struct seccomp_data *ret_data);
+
 /* ---------------------------------------------------------------- syscalls */
 
 /* The ABIs a program can serve. x32 shares its AUDIT_ARCH token with x86_64
@@ -332,6 +337,15 @@ const char *psc_syscall_name_of_id(int id);
 PSC_MUST_CHECK int psc_syscall_number(enum psc_arch arch, int id);
 /* The index of the call with this number on an ABI; -ENOENT. Of two names of one number: the first by alphabet. */
 PSC_MUST_CHECK int psc_syscall_by_number(enum psc_arch arch, uint32_t nr);
+/* A call that an ABI can also make through socketcall(2) or ipc(2): number nr, with
+ * a first argument of which the kernel looks at these bits of the low word only. */
+struct psc_multiplexed {
+	uint32_t nr;
+	uint32_t mask;
+	uint32_t call;
+};
+/* How an ABI multiplexes the call with this index; -ENOENT if it does not. */
+PSC_MUST_CHECK int psc_syscall_multiplexed(enum psc_arch arch, int id, struct psc_multiplexed *ret);
 /* The kernel whose calls the tables hold, and the releases of the headers they were made from. */
 const char *psc_syscall_kernel(void);
 const char *psc_syscall_headers(void);
@@ -385,11 +399,21 @@ PSC_MUST_CHECK int psc_policy_add_arch(struct psc_policy *policy, enum psc_arch 
  * them). As libseccomp does; without it all comparisons are of 64 bits. */
 void psc_policy_compare_low_words(struct psc_policy *policy);
 
+/* Rules that name a call (not: a number) hold where an ABI makes it through
+ * socketcall(2) or ipc(2), too. The arguments are in memory there, so a rule with
+ * conditions may match or not: such a call then gets the strictest action of all
+ * that could come out. This switches that off: one number, one call. */
+void psc_policy_separate_multiplexed(struct psc_policy *policy);
+
 /* A rule for the call with this index (psc_syscall_id), on every ABI that has
  * it. -EINVAL: a term has an argument above 5, an unknown op, a value that does
  * not fit, or the postfix order is broken. */
 PSC_MUST_CHECK int psc_policy_add(struct psc_policy *policy, uint32_t action, int syscall_id,
 				  const struct psc_term *terms, size_t count);
+
+/* The same on one ABI. */
+PSC_MUST_CHECK int psc_policy_add_on(struct psc_policy *policy, uint32_t action, enum psc_arch arch, int syscall_id,
+				     const struct psc_term *terms, size_t count);
 
 /* The same by number, on one ABI; x32's numbers carry PSC_X32_BIT (-EINVAL). */
 PSC_MUST_CHECK int psc_policy_add_number(struct psc_policy *policy, uint32_t action, enum psc_arch arch, uint32_t nr,
@@ -404,18 +428,34 @@ struct psc_weight {
 	double weight;
 };
 
+/* Calls from first to last (inclusive) of an ABI's token, all of them or (arg >= 0)
+ * those whose argument, or its low word, is lo to hi. */
+struct psc_span {
+	uint32_t token, first, last;
+	int arg;
+	bool low;
+	uint64_t lo, hi;
+};
+
 struct psc_compile_options {
 	enum psc_optimize optimize;
 	const struct psc_weight *weights; /* for PROFILE, sorted by token, then nr */
 	size_t weight_count;
+
+	/* For one program of a stack (part): it decides the calls in spans, or with
+	 * others all that are not in them, and allows the rest. */
+	bool part;
+	bool others;
+	const struct psc_span *spans;
+	size_t span_count;
 };
 
 /* Compile into a program of the fewest instructions (SIZE), or of the fewest
  * executed instructions, averaged over numbers (DEPTH) or over weights (PROFILE).
  * The caller frees *ret_insns. options NULL: SIZE. -E2BIG: it would have more
  * than PSC_MAX_INSNS instructions (*ret_len says how many; 0 if the rules'
- * conditions together were too many to hold). Not for one policy in two threads
- * at a time. */
+ * conditions together were too many to hold). -EINVAL: a span is empty or has no
+ * such argument. Not for one policy in two threads at a time. */
 PSC_MUST_CHECK int psc_policy_compile(struct psc_policy *policy, const struct psc_compile_options *options,
 				      struct sock_filter **ret_insns, size_t *ret_len);
 /* ------------------------------------------------------------------ notify */

@@ -134,6 +134,17 @@ int psc_syscall_number(enum psc_arch arch, int id)
 	return nr < 0 ? -ENOENT : nr;
 }
 
+int psc_syscall_multiplexed(enum psc_arch arch, int id, struct psc_multiplexed *ret)
+{
+	int call = id >= 0 && id < NAME_COUNT ? multiplexed[id] : 0;
+	int nr = call ? tables[arch].numbers[call & 0x80 ? ID_IPC : ID_SOCKETCALL] : -1;
+
+	if (nr < 0)
+		return -ENOENT;
+	*ret = (struct psc_multiplexed){ (uint32_t)nr, call & 0x80 ? 0xffff : UINT32_MAX, call & 0x7f };
+	return 0;
+}
+
 int psc_syscall_by_number(enum psc_arch arch, uint32_t nr)
 {
 	const struct arch_table *table = &tables[arch];

@@ -219,15 +219,36 @@ cdef class Trigger:
 
 # --------------------------------------------------------------- equivalence
 
-def difference(const uint8_t[::1] a, const uint8_t[::1] b) -> tuple[int, int, int, list[int]] | None:
-    """(nr, arch, ip, arguments) of a call that tells the programs apart, or None."""
-    cdef size_t a_len = 0, b_len = 0
-    cdef const cpsc.sock_filter *first = _insns(a, &a_len)
-    cdef const cpsc.sock_filter *second = _insns(b, &b_len)
+cdef cpsc.sock_fprog *_stack(list programs) except NULL:
+    """View programs as an array; the caller frees it and keeps the programs."""
+    cdef cpsc.sock_fprog *stack = <cpsc.sock_fprog *>malloc((len(programs) + 1) * sizeof(cpsc.sock_fprog))
+    cdef size_t n = 0
+    if stack is NULL:
+        raise MemoryError
+    try:
+        for i, program in enumerate(programs):
+            stack[i].filter = <cpsc.sock_filter *>_insns(program, &n)
+            stack[i].len = <unsigned short>n
+    except BaseException:
+        free(stack)
+        raise
+    return stack
+
+
+def difference(list a, list b) -> tuple[int, int, int, list[int]] | None:
+    """(nr, arch, ip, arguments) of a call that tells two stacks of programs (the oldest first) apart, or None."""
+    cdef size_t a_count = len(a), b_count = len(b)
+    cdef cpsc.sock_fprog *first = _stack(a)
+    cdef cpsc.sock_fprog *second = NULL
     cdef cpsc.seccomp_data data
     cdef int r
-    with nogil:
-        r = cpsc.psc_program_difference(first, a_len, second, b_len, &data)
+    try:
+        second = _stack(b)
+        with nogil:
+            r = cpsc.psc_stack_difference(first, a_count, second, b_count, &data)
+    finally:
+        free(first)
+        free(second)
     if r == 0:
         return None
     if r == 1:
@@ -278,6 +299,14 @@ def syscall_by_number(int arch, uint32_t nr) -> int:
     return cpsc.psc_syscall_by_number(<cpsc.psc_arch>arch, nr)
 
 
+def syscall_multiplexed(int arch, int syscall) -> tuple[int, int, int] | None:
+    """(number, bits of the first argument's low word that count, their value), or None."""
+    cdef cpsc.psc_multiplexed through
+    if cpsc.psc_syscall_multiplexed(<cpsc.psc_arch>arch, syscall, &through) < 0:
+        return None
+    return through.nr, through.mask, through.call
+
+
 def syscall_kernel() -> tuple[str, str]:
     return cpsc.psc_syscall_kernel().decode(), cpsc.psc_syscall_headers().decode()
 
@@ -285,7 +314,7 @@ def syscall_kernel() -> tuple[str, str]:
 # ------------------------------------------------------------------ policies
 
 cdef int _add_rule(cpsc.psc_policy *policy, tuple rule, cpsc.psc_term *terms) except? -1:
-    """Convert (action, syscall index or number, arch or -1, terms) and add it; -errno."""
+    """Convert (action, call, arch, terms) and add it; -errno. call is an index if arch is -1, else a number or ~index."""
     cdef uint32_t action = rule[0]
     cdef int64_t call = rule[1]
     cdef int arch = rule[2]
@@ -296,6 +325,8 @@ cdef int _add_rule(cpsc.psc_policy *policy, tuple rule, cpsc.psc_term *terms) ex
         terms[i] = cpsc.psc_term(kind, arg, op, flags, a, b)
     if arch < 0:
         return cpsc.psc_policy_add(policy, action, <int>call, terms, count)
+    if call < 0:
+        return cpsc.psc_policy_add_on(policy, action, <cpsc.psc_arch>arch, <int>~call, terms, count)
     return cpsc.psc_policy_add_number(policy, action, <cpsc.psc_arch>arch, <uint32_t>call, terms, count)
 
 
@@ -310,7 +341,10 @@ cdef bytes _compile(cpsc.psc_policy *policy, int optimize, list weights):
     try:
         for i, (token, nr, weight) in enumerate(weights):
             table[i] = cpsc.psc_weight(token, nr, weight)
-        options = cpsc.psc_compile_options(<cpsc.psc_optimize>optimize, table, len(weights))
+        memset(&options, 0, sizeof(options))
+        options.optimize = <cpsc.psc_optimize>optimize
+        options.weights = table
+        options.weight_count = len(weights)
         with nogil:
             r = cpsc.psc_policy_compile(policy, &options, &insns, &n)
         if r == -errno.E2BIG and n == 0:
@@ -326,7 +360,8 @@ cdef bytes _compile(cpsc.psc_policy *policy, int optimize, list weights):
 
 
 def compile_policy(
-    uint32_t default, uint32_t bad_arch, int priority, bint low_words, arches, list rules, int optimize, list weights
+    uint32_t default, uint32_t bad_arch, int priority, bint low_words, arches, list rules, int optimize, list weights,
+    bint separate=False
 ) -> bytes:
     cdef cpsc.psc_policy *policy = NULL
     cdef cpsc.psc_term *terms = <cpsc.psc_term *>malloc(cpsc.PSC_MAX_TERMS * sizeof(cpsc.psc_term))
@@ -335,6 +370,8 @@ def compile_policy(
             raise MemoryError
         if low_words:
             cpsc.psc_policy_compare_low_words(policy)
+        if separate:
+            cpsc.psc_policy_separate_multiplexed(policy)
         for arch in arches:
             if cpsc.psc_policy_add_arch(policy, <cpsc.psc_arch><int>arch) < 0:
                 raise PolicyError(f"architecture {arch} cannot be added to the policy")

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyseccomp import cli_policy
+from pyseccomp import cli_policy, syscalls
 from pyseccomp.cli_policy import errno_text
 from pyseccomp.errors import PolicyError, SeccompError
 from pyseccomp.features import Feature, features
@@ -61,6 +62,7 @@ def explain(error: Exception) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pyseccomp", description="Seccomp filters as objects.", epilog=_exit_status())
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_attach(commands)
@@ -77,6 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     _add(commands, "demo", _demo, "the whole path on a real server: detach, bind, activate under load, answer, query")
     return parser
+
+
+def _version() -> str:
+    try:
+        version = importlib.metadata.version("pyseccomp-objects")
+    except importlib.metadata.PackageNotFoundError:
+        version = "(not installed)"
+    return f"pyseccomp {version}, system calls of Linux {syscalls.KERNEL} (from the headers of {syscalls.HEADERS}, and what came since)"
 
 
 def _exit_status() -> str:

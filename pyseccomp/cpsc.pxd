@@ -117,6 +117,10 @@ cdef extern from "psc.h" nogil:
     # equivalence
     int psc_program_difference(const sock_filter *a, size_t a_len, const sock_filter *b, size_t b_len,
                                seccomp_data *ret_data)
+    cdef struct sock_fprog:
+        unsigned short len
+        sock_filter *filter
+    int psc_stack_difference(const sock_fprog *a, size_t a_count, const sock_fprog *b, size_t b_count, seccomp_data *ret_data)
 
     # syscalls
     enum psc_arch:
@@ -133,6 +137,11 @@ cdef extern from "psc.h" nogil:
     const char *psc_syscall_name_of_id(int id)
     int psc_syscall_number(psc_arch arch, int id)
     int psc_syscall_by_number(psc_arch arch, uint32_t nr)
+    cdef struct psc_multiplexed:
+        uint32_t nr
+        uint32_t mask
+        uint32_t call
+    int psc_syscall_multiplexed(psc_arch arch, int id, psc_multiplexed *ret)
     const char *psc_syscall_kernel()
     const char *psc_syscall_headers()
 
@@ -157,6 +166,8 @@ cdef extern from "psc.h" nogil:
         psc_optimize optimize
         const psc_weight *weights
         size_t weight_count
+        bint part
+        bint others
     cdef struct psc_policy:
         pass
     int psc_policy_new(uint32_t default_action, uint32_t bad_arch, psc_priority priority, psc_policy **ret_policy)
@@ -164,6 +175,8 @@ cdef extern from "psc.h" nogil:
     int psc_policy_add_arch(psc_policy *policy, psc_arch arch)
     void psc_policy_compare_low_words(psc_policy *policy)
     int psc_policy_add(psc_policy *policy, uint32_t action, int syscall_id, const psc_term *terms, size_t count)
+    void psc_policy_separate_multiplexed(psc_policy *policy)
+    int psc_policy_add_on(psc_policy *policy, uint32_t action, psc_arch arch, int syscall_id, const psc_term *terms, size_t count)
     int psc_policy_add_number(psc_policy *policy, uint32_t action, psc_arch arch, uint32_t nr, const psc_term *terms,
                               size_t count)
     int psc_policy_compile(psc_policy *policy, const psc_compile_options *options, sock_filter **ret_insns,

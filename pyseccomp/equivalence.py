@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyseccomp import _core, syscalls
 from pyseccomp.actions import Action
+from pyseccomp.errors import PolicyError
 from pyseccomp.policy import Policy
 from pyseccomp.program import Decision, Program
 from pyseccomp.syscalls import Arch
@@ -36,31 +38,42 @@ class Difference:
         return f"{where}: {self.syscall or self.nr}({args}){ip}: {self.first.action} against {self.second.action}"
 
 
-def _program(value: Program | Policy | bytes) -> Program:
-    if isinstance(value, Policy):
-        return value.compile()
-    return value if isinstance(value, Program) else Program(value)
+One = Program | Policy | bytes | bytearray | memoryview
 
 
-def difference(a: Program | Policy | bytes, b: Program | Policy | bytes) -> Difference | None:
+def _programs(value: One | Sequence[One]) -> list[Program]:
+    """A stack of programs, the oldest first; one program is a stack of one."""
+    stack: Sequence[One] = (value,) if isinstance(value, (Program, Policy, bytes, bytearray, memoryview)) else value
+    if not stack:
+        raise PolicyError("a stack of programs needs at least one")
+    return [v.compile() if isinstance(v, Policy) else v if isinstance(v, Program) else Program(v) for v in stack]
+
+
+def _decide(stack: list[Program], nr: int, token: int, ip: int, args: list[int]) -> Decision:
+    """What the kernel takes out of the answers of all: the strictest, of equal ones the newest."""
+    answers = [_core.run_program(bytes(program), nr, token, ip, args) for program in reversed(stack)]
+    word = min((word for word, _ in answers), key=lambda word: Action(word).rank)
+    return Decision(Action(word), word & 0xFFFF, sum(executed for _, executed in answers))
+
+
+def difference(a: One | Sequence[One], b: One | Sequence[One]) -> Difference | None:
     """Return a call that a and b answer differently, or None: a proof that there is none.
 
     All of struct seccomp_data counts: every number, architecture, argument and instruction pointer, possible or not.
-    Answers on which the kernel acts alike are the same (the data of ALLOW, an errno above 4095).
+    Answers on which the kernel acts alike are the same (the data of ALLOW, an errno above 4095). A list or tuple is a stack
+    of filters in the order of their installation: the kernel asks all and takes the strictest action, of equal ones the
+    newest filter's.
 
     Raises:
         ProgramError: not a valid program, or one that calculates with arguments in ways too many to follow.
     """
-    first, second = _program(a), _program(b)
-    found = _core.difference(bytes(first), bytes(second))
+    first, second = _programs(a), _programs(b)
+    found = _core.difference([bytes(p) for p in first], [bytes(p) for p in second])
     if found is None:
         return None
     nr, token, ip, args = found
     signed = nr - (1 << 32) if nr >> 31 else nr
-    decisions = []
-    for program in (first, second):
-        word, executed = _core.run_program(bytes(program), signed, token, ip, args)
-        decisions.append(Decision(Action(word), word & 0xFFFF, executed))
+    decisions = [_decide(stack, signed, token, ip, args) for stack in (first, second)]
     index = _core.arch_of(token, nr)
     arch = None if index < 0 else list(Arch)[index]
     if arch is not None and arch.big_endian != (sys.byteorder == "big"):
@@ -68,7 +81,7 @@ def difference(a: Program | Policy | bytes, b: Program | Policy | bytes) -> Diff
     return Difference(token, arch, nr, tuple(args), ip, decisions[0], decisions[1])
 
 
-def equivalent(a: Program | Policy | bytes, b: Program | Policy | bytes) -> bool:
+def equivalent(a: One | Sequence[One], b: One | Sequence[One]) -> bool:
     """Return whether a and b answer every call alike; exact, see :func:`difference`.
 
     Raises:

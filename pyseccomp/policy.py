@@ -15,6 +15,7 @@ from pyseccomp.syscalls import Arch, ArchLike
 
 Optimize = Literal["size", "depth", "profile"]
 Priority = Literal["restrictive", "first"]
+Multiplexed = Literal["closed", "separate"]
 Profile = Mapping[str | int, float] | Mapping[tuple[ArchLike, str | int], float]
 
 _OPTIMIZE: Final = {"size": 0, "depth": 1, "profile": 2}
@@ -57,6 +58,12 @@ class Policy:
 
     ``low_words`` compares only 32 bits of every argument on 32-bit ABIs (x32 among them), as libseccomp does.
 
+    i386, s390, ppc, mips (o32), m68k and sh can make socket and System V IPC calls through ``socketcall`` and ``ipc`` too. A
+    rule that names such a call holds there as well. Its arguments are in memory then, which no filter can read: a rule
+    with conditions may match or not, and the call gets the strictest answer that could come out (so a conditional ALLOW
+    allows nothing through ``socketcall`` by itself, and a conditional denial denies). With ``multiplexed="separate"`` a rule
+    is about the call's own number only. Rules given by number always are.
+
     Raises:
         PolicyError: an action, architecture or priority that does not exist, an architecture twice, mixed byte orders.
     """
@@ -69,19 +76,23 @@ class Policy:
         bad_arch: int = KILL_PROCESS,
         priority: Priority = "restrictive",
         low_words: bool = False,
+        multiplexed: Multiplexed = "closed",
     ) -> None:
         self.default = _checked(default, "the default")
         self.bad_arch = _checked(bad_arch, "the action for other architectures")
         if priority not in _PRIORITY:
             raise PolicyError(f"priority={priority!r}: must be 'restrictive' or 'first'")
+        if multiplexed not in ("closed", "separate"):
+            raise PolicyError(f"multiplexed={multiplexed!r}: must be 'closed' or 'separate'")
         self.priority: Priority = priority
+        self.multiplexed: Multiplexed = multiplexed
         self.low_words = low_words
         self.arches = _arches(arches)
         self.ignored: tuple[str, ...] = ()
         self.oci: dict[str, Any] = {}
         self._rules: list[Rule] = []
         self._core_rules: list[tuple[int, int, int, tuple[Term, ...]]] = []
-        self._known = syscalls.indexes_of(self.arches)
+        self._known = syscalls.indexes_of(self.arches, multiplexed == "closed")
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -115,19 +126,23 @@ class Policy:
                 raise UnknownSyscallError(f"{syscall!r} is no system call of {where} (other architectures have it)")
             rule, core = Rule(action, syscall, conditions), (int(action), index, -1, terms)
         else:
-            place, number = self._by_number(syscall, arch)
-            rule, core = Rule(action, syscall, conditions, place), (int(action), number, place.index, terms)
+            place, call = self._on_one(syscall, arch)
+            rule, core = Rule(action, syscall, conditions, place), (int(action), call, place.index, terms)
         self._rules.append(rule)
         self._core_rules.append(core)
 
-    def _by_number(self, syscall: str | int, arch: ArchLike) -> tuple[Arch, int]:
+    def _on_one(self, syscall: str | int, arch: ArchLike) -> tuple[Arch, int]:
+        """The architecture, and the number there; of a name the complement of its index."""
         if arch is None and len(self.arches) != 1:
             raise PolicyError(f"system call {syscall}: a number means different calls on {len(self.arches)} architectures: add arch=")
         place = self.arches[0] if arch is None else Arch.of(arch)
         if place not in self.arches:
             raise PolicyError(f"{place.value} is not an architecture of this policy")
         if isinstance(syscall, str):
-            return place, syscalls.resolve(syscall, place)
+            index = syscalls.syscall_index(syscall)
+            if index not in syscalls.indexes_of((place,), self.multiplexed == "closed"):
+                raise UnknownSyscallError(f"{place.value} has no system call {syscall!r}")
+            return place, ~index
         limit = 1 << 32 if place not in (Arch.X86_64, Arch.X32) else syscalls.X32_BIT
         number = syscall & ~syscalls.X32_BIT if place is Arch.X32 else syscall
         if isinstance(syscall, bool) or not isinstance(syscall, int) or not 0 <= number < limit:
@@ -152,7 +167,7 @@ class Policy:
         return Program(
             _core.compile_policy(
                 self.default, self.bad_arch, _PRIORITY[self.priority], self.low_words, [a.index for a in self.arches],
-                self._core_rules, _OPTIMIZE[mode], self._weights(profile or {}),
+                self._core_rules, _OPTIMIZE[mode], self._weights(profile or {}), self.multiplexed == "separate",
             )
         )  # fmt: skip
 

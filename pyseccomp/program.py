@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +14,11 @@ from pyseccomp.actions import Action
 from pyseccomp.disassembly import disassemble
 from pyseccomp.errors import PolicyError, UnknownSyscallError
 from pyseccomp.syscalls import Arch, ArchLike
+
+_C_KEYWORDS = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
+    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while sock_filter".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,29 @@ class Program:
     def disassemble(self) -> str:
         """Return the program as text, a line an instruction, with labels and the names of calls, ABIs and actions."""
         return disassemble(self._bytes)
+
+    def to_c(self, name: str = "filter") -> str:
+        """Return a C99 header that defines the program as ``static const struct sock_filter NAME[]``.
+
+        Its length is ``sizeof(NAME) / sizeof(NAME[0])``. Like the program itself it is for machines of the byte order that
+        the policy was compiled for.
+
+        Raises:
+            PolicyError: name is not a C identifier of letters, digits and underscores, or a keyword.
+        """
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in _C_KEYWORDS:
+            raise PolicyError(f"C array: {name!r} is not a name for a variable in C")
+        guard = f"{name.upper()}_SECCOMP_H"
+        texts = self.disassemble().splitlines()
+        rows = [
+            f"\t{{ {code:#04x}, {jt:3}, {jf:3}, {k:#010x} }}, /* {text.strip()} */"
+            for (code, jt, jf, k), text in zip(struct.iter_unpack("=HBBI", self._bytes), texts, strict=True)
+        ]
+        head = f"/* A seccomp program of {len(self)} instructions, SHA-256 {self.digest.hex()}. */"
+        body = f"static const struct sock_filter {name}[{len(self)}] = {{"
+        return "\n".join(
+            [head, f"#ifndef {guard}", f"#define {guard}", "", "#include <linux/filter.h>", "", body, *rows, "};", "", "#endif", ""]
+        )
 
     def simulate(
         self, syscall: str | int, args: Sequence[int] = (), arch: ArchLike = None, ip: int = 0

@@ -135,10 +135,26 @@ def syscall_index(name: str) -> int:
 
 
 @functools.lru_cache(256)
-def indexes_of(arches: tuple[Arch, ...]) -> frozenset[int]:
-    """Return the indexes of the calls that at least one of the architectures has."""
-    numbers = _core.syscall_number
-    return frozenset(i for i in range(len(_NAMES)) if any(numbers(a.index, i) >= 0 for a in arches))
+def indexes_of(arches: tuple[Arch, ...], multiplexed: bool = False) -> frozenset[int]:
+    """Return the indexes of the calls that at least one of the architectures has, by its own number or (if told) another's."""
+    numbers, through = _core.syscall_number, _core.syscall_multiplexed
+    return frozenset(
+        i
+        for i in range(len(_NAMES))
+        if any(numbers(a.index, i) >= 0 or (multiplexed and through(a.index, i) is not None) for a in arches)
+    )
+
+
+def multiplexed(name: str, arch: ArchLike = None) -> tuple[int, int, int] | None:
+    """Return how an architecture makes a call through ``socketcall`` or ``ipc``, or None where it does not.
+
+    The tuple is (number of the multiplexer, mask, value): the call is meant when the first argument, under the mask,
+    has the value. The kernel reads no other bits of it.
+
+    Raises:
+        UnknownSyscallError: no architecture has a call of that name.
+    """
+    return _core.syscall_multiplexed(Arch.of(arch).index, syscall_index(name))
 
 
 def resolve(name: str, arch: ArchLike = None) -> int:

@@ -47,8 +47,20 @@ SUPPLEMENT = {
 SUPPLEMENT_OF = {
     "x86_64": {"uretprobe": 335, "uprobe": 336},
     "riscv64": {"riscv_hwprobe": 258},
+    "s390": {"memfd_secret": 447},
+    "s390x": {"memfd_secret": 447},
     "loongarch64": {"newfstatat": 79, "fstat": 80},
 }
+# What the first argument of socketcall(2) and of ipc(2) stands for (linux/net.h, linux/ipc.h), on ABIs that have them.
+SOCKETCALL = {
+    "socket": 1, "bind": 2, "connect": 3, "listen": 4, "accept": 5, "getsockname": 6, "getpeername": 7, "socketpair": 8, "send": 9,
+    "recv": 10, "sendto": 11, "recvfrom": 12, "shutdown": 13, "setsockopt": 14, "getsockopt": 15, "sendmsg": 16, "recvmsg": 17,
+    "accept4": 18, "recvmmsg": 19, "sendmmsg": 20,
+}  # fmt: skip
+IPC = {
+    "semop": 1, "semget": 2, "semctl": 3, "semtimedop": 4, "msgsnd": 11, "msgrcv": 12, "msgget": 13, "msgctl": 14, "shmat": 21,
+    "shmdt": 22, "shmget": 23, "shmctl": 24,
+}  # fmt: skip
 # Calls of ARM that have a prefix of their own in asm/unistd.h (0x0f0000 + n).
 ARM_PRIVATE = {"breakpoint", "cacheflush", "usr26", "usr32", "set_tls", "get_tls"}
 
@@ -171,6 +183,11 @@ def main() -> None:
     out("static const uint16_t slots[SLOT_COUNT] = {\n")
     for at in range(0, size, 16):
         out("\t" + " ".join(f"{s}," for s in slots[at:at + 16]) + "\n")
+    out("};\n\n/* The first argument of socketcall (below 0x80) or of ipc (above) that makes this call. */\n")
+    out(f"#define ID_SOCKETCALL {index['socketcall']}\n#define ID_IPC {index['ipc']}\n")
+    out("static const uint8_t multiplexed[NAME_COUNT] = {\n")
+    for name, call in sorted({**SOCKETCALL, **{name: call | 0x80 for name, call in IPC.items()}}.items()):
+        out(f"\t[{index[name]}] = {call}, /* {name} */\n")
     out("};\n")
     for arch in ARCHES:
         table = tables[arch.name]

@@ -159,8 +159,56 @@ static void test_tables_look_both_ways(void)
 	CHECK(psc_arch_of(psc_arch_token(PSC_ARCH_X86_64), PSC_X32_BIT) == PSC_ARCH_X32);
 }
 
+/* A policy cut in three by number and by argument, and put together again. */
+static void test_parts_of_a_policy_are_the_policy(void)
+{
+	const struct psc_term equal = { PSC_TERM_COMPARE, 0, PSC_OP_EQ, 0, 7, 0 };
+	const uint32_t token = psc_arch_token(PSC_ARCH_X86_64);
+	const struct psc_span spans[] = {
+		{ .token = token, .first = 0, .last = 0, .arg = 0, .hi = 6 },
+		{ .token = token, .first = 0, .last = 0, .arg = 0, .lo = 7, .hi = UINT64_MAX },
+	};
+	const struct psc_span bad[] = {
+		{ .token = token, .first = 1, .last = 0, .arg = -1 },
+		{ .token = token, .arg = 6 },
+		{ .token = token, .arg = 0, .lo = 2, .hi = 1 },
+		{ .token = token, .arg = 0, .low = true, .hi = 1ULL << 32 },
+	};
+	struct psc_policy *policy = new_policy(SECCOMP_RET_KILL_PROCESS);
+	struct sock_fprog stack[3], whole;
+	struct seccomp_data data;
+	struct program program;
+	size_t len;
+
+	CHECK(psc_policy_add(policy, SECCOMP_RET_ALLOW, psc_syscall_id("read"), &equal, 1) == 0);
+	CHECK(psc_policy_add(policy, SECCOMP_RET_ERRNO | 1, psc_syscall_id("write"), NULL, 0) == 0);
+	program = compile(policy, PSC_OPTIMIZE_SIZE);
+	whole = (struct sock_fprog){ (unsigned short)program.len, program.insns };
+	for (int i = 0; i < 3; i++) {
+		const struct psc_compile_options options = {
+			.part = true, .others = i == 2, .spans = i == 1 ? spans + 1 : spans, .span_count = i == 2 ? 2 : 1,
+		};
+
+		CHECK(psc_policy_compile(policy, &options, &stack[i].filter, &len) == 0);
+		stack[i].len = (unsigned short)len;
+	}
+	CHECK(psc_stack_difference(stack, 3, &whole, 1, &data) == 0);
+	CHECK(psc_stack_difference(stack, 2, &whole, 1, &data) == 1);
+	CHECK(psc_stack_difference(stack, 0, &whole, 1, &data) == -EINVAL);
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		const struct psc_compile_options options = { .part = true, .spans = &bad[i], .span_count = 1 };
+
+		CHECK(psc_policy_compile(policy, &options, &stack[0].filter, &len) == -EINVAL);
+	}
+	for (int i = 0; i < 3; i++)
+		free(stack[i].filter);
+	free(program.insns);
+	psc_policy_free(policy);
+}
+
 int main(void)
 {
+	test_parts_of_a_policy_are_the_policy();
 	test_rules_mean_what_they_say();
 	test_bad_terms_are_refused();
 	test_far_jumps_have_islands();

@@ -51,11 +51,48 @@ def rule_insns(number: int, rule: ps.Rule) -> Insns:
     return [(JEQ, 0, len(body), number), *body, *reload]
 
 
+def may_hold(rule: ps.Rule, always: bool) -> bool:
+    """Whether the rule's conditions hold for some arguments, or (always) for all of them."""
+    ends = [[(RET, 0, 0, int(ps.ALLOW))], [(RET, 0, 0, int(ps.ERRNO(1)))]]
+    alone = [(LD, 0, 0, 0), *rule_insns(0, ps.Rule(ps.ERRNO(1), 0, rule.conditions)), *ends[0]]
+    named = [(LD, 0, 0, 0), (JEQ, 0, 1, 0), *ends[1], *ends[0]]
+    if always:
+        return ps.equivalent(bytes_of(alone), bytes_of(named))
+    return not ps.equivalent(bytes_of(alone), bytes_of(ends[0]))
+
+
+def multiplexed_of(policy: ps.Policy, arch: ps.Arch) -> Insns:
+    """Calls through socketcall and ipc that rules name, one block for each; the number is in the accumulator."""
+    calls: dict[tuple[int, int, int], list[ps.Rule]] = {}
+    for rule in policy.rules:
+        through = ps.syscalls.multiplexed(str(rule.syscall), arch)
+        if through is not None and may_hold(rule, always=False):
+            calls.setdefault(through, []).append(rule)
+    insns: Insns = []
+    for (number, mask, call), rules in calls.items():
+        unsure = [rule.action for rule in rules if not may_hold(rule, always=True)]
+        named = [r for r in policy.rules if ps.syscalls.name(number, arch) == r.syscall]
+        certain = [rule for rule in policy.rules if rule in named or (rule in rules and may_hold(rule, always=True))]
+
+        def cap(action: ps.Action, unsure: list[ps.Action] = unsure) -> ps.Action:
+            strictest = min((a.rank for a in unsure), default=action.rank)
+            return [a for a in unsure if a.rank == strictest][-1] if strictest < action.rank else action
+
+        block: Insns = [(LD, 0, 0, 0)]
+        for _, rule in sorted(enumerate(certain), key=lambda item: (item[1].action.rank, -item[0])):
+            conditions = rule.conditions if rule in named else ()
+            block += rule_insns(number, ps.Rule(cap(rule.action), number, conditions))
+        block.append((RET, 0, 0, int(cap(policy.default))))
+        first = [(LD, 0, 0, 16), (AND, 0, 0, mask), (JEQ, 1, 0, call), (JA, 0, 0, len(block))]
+        insns += [(JEQ, 1, 0, number), (JA, 0, 0, len(block) + 4), *first, *block, (LD, 0, 0, 0)]  # type: ignore[list-item]
+    return insns
+
+
 def rules_of(policy: ps.Policy, arch: ps.Arch) -> Insns:
     """All rules of an architecture, the strictest first, of equals the last."""
     ordered = sorted(enumerate(policy.rules), key=lambda item: (item[1].action.rank, -item[0]))
     names = set(ps.syscalls.names(arch))
-    insns: Insns = []
+    insns = multiplexed_of(policy, arch)
     for _, rule in ordered:
         if rule.syscall in names:
             insns += rule_insns(ps.syscalls.resolve(str(rule.syscall), arch), rule)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyseccomp as ps
 
@@ -21,19 +21,38 @@ class Case:
     rules: list[tuple[ps.Action, dict[ps.Arch, int], Predicate]]
     numbers: list[int]
     values: list[int]
+    through: dict[int, tuple[dict[ps.Arch, tuple[int, int, int]], bool]] = field(default_factory=dict)
+    """By rule: how its call is multiplexed, and whether its conditions may hold or not there (else they always do)."""
 
     def decide(self, token: int, nr: int, args: Args) -> ps.Action:
         """Answer one call by trying every rule."""
         arch = self._arch(token, nr)
         if arch is None:
             return self.policy.bad_arch
-        found = [action for action, numbers, holds in self.rules if numbers.get(arch) == nr and holds(args)]
-        if not found:
-            return self.policy.default
+        certain, maybe = [], []
+        for at, (action, numbers, holds) in enumerate(self.rules):
+            through, unsure = self.through.get(at, ({}, False))
+            muxed, mask, call = through.get(arch, (-1, 0, 0))
+            if numbers.get(arch) == nr and holds(args):
+                certain.append((at, action))
+            elif muxed == nr and args[0] & mask == call:
+                (maybe if unsure else certain).append((at, action))
         if self.policy.priority == "first":
-            return found[0]
-        strictest = min(action.rank for action in found)
-        return [action for action in found if action.rank == strictest][-1]
+            return self._first(certain, maybe)
+        decided = self.policy.default
+        if certain:
+            strictest = min(action.rank for _, action in certain)
+            decided = [action for _, action in certain if action.rank == strictest][-1]
+        for _, action in reversed(maybe):
+            decided = action if action.rank < decided.rank else decided
+        return decided
+
+    def _first(self, certain: list[tuple[int, ps.Action]], maybe: list[tuple[int, ps.Action]]) -> ps.Action:
+        decided = self.policy.default
+        for rule in sorted(certain + maybe, key=lambda rule: rule[0], reverse=True):
+            if rule in certain or rule[1].rank < decided.rank:
+                decided = rule[1]
+        return decided
 
     def _arch(self, token: int, nr: int) -> ps.Arch | None:
         for arch in self.policy.arches:
@@ -125,6 +144,8 @@ def random_case(seed: int, *, arches: Sequence[tuple[ps.Arch, ...]] = ARCHES, ac
                        priority=rng.choice(["restrictive", "first"]))  # fmt: skip
     case = Case(policy, [], [0, 1, 0xFFFFFFFF, X32, X32 - 1, X32 | 1, 0x80000000, 0x80000001, 0xC0000005], [0, 1, 1 << 32])
     names = [rng.choice(ps.syscalls.names(rng.choice(chosen))) for _ in range(40)]
+    if any(ps.syscalls.multiplexed("socket", arch) for arch in chosen):
+        names += ["socket", "socket", "connect", "accept", "recv", "socketcall", "semop", "shmat", "msgrcv", "ipc"]
     some = rng.sample(actions, 3)
     for _ in range(rng.choice([1, 5, 30, 120])):
         action = rng.choice(actions) if rng.random() < 0.1 else rng.choice(some)
@@ -142,7 +163,23 @@ def add_name(case: Case, action: ps.Action, name: str, conditions: list[tuple[ps
         if name in ps.syscalls.names(arch):
             numbers[arch] = ps.syscalls.resolve(name, arch)
     case.policy.add(action, name, *(c for c, _ in conditions))
+    note_multiplexed(case, name, [c for c, _ in conditions])
     note(case, action, numbers, conditions)
+
+
+def note_multiplexed(case: Case, name: str, conditions: list[ps.Condition]) -> None:
+    found = {arch: ps.syscalls.multiplexed(name, arch) for arch in case.policy.arches}
+    through = {arch: how for arch, how in found.items() if how is not None}
+    if not through:
+        return
+    alone, never, always = (ps.Policy(ps.ALLOW, "x86_64") for _ in range(3))
+    alone.add(ps.ERRNO(1), "read", *conditions)
+    always.add(ps.ERRNO(1), "read")
+    if not ps.equivalent(alone, never):
+        case.through[len(case.rules)] = (through, not ps.equivalent(alone, always))
+    for number, _, call in through.values():
+        case.numbers += [number] * 3
+        case.values += [call, call + 1, call | 1 << 16, call | 1 << 32]
 
 
 def add_number(case: Case, action: ps.Action, arch: ps.Arch, number: int, conditions: list[tuple[ps.Condition, Predicate]]) -> None:

@@ -34,6 +34,8 @@ def random_policy(seed: int) -> ps.Policy:
     policy = ps.Policy(rng.choice(actions), arches, bad_arch=rng.choice([ps.KILL_PROCESS, ps.ERRNO(9)]))
     names = [name for name in ps.syscalls.names(arches[0])]
     start = rng.randrange(len(names) - 40)
+    if ps.Arch.X86 in arches and rng.random() < 0.5:
+        names[start : start + 6] = ["socket", "connect", "accept", "socketcall", "semop", "ipc"]
     for _ in range(rng.choice([3, 20, 60])):
         conditions = []
         for _ in range(rng.choice([0, 0, 1, 1, 2, 3])):

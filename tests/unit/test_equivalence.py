@@ -111,3 +111,14 @@ def test_policies_are_taken_for_their_programs():
     assert found is not None and found.syscall == "read" and found.args[0] == 5
     other.add(ps.ALLOW, "read", ps.Arg(0, ps.EQ, 5))
     assert ps.equivalent(one, other)
+
+
+def test_stack_answers_with_the_strictest_and_of_equals_the_newest():
+    errno = [program(ret(0x00050000 | n)) for n in (1, 2)]
+    assert ps.equivalent(errno, errno[1]) and ps.equivalent(errno[::-1], errno[0])
+    assert ps.equivalent([errno[0], program(ret(ALLOW))], errno[0])
+    assert ps.equivalent([program(LD_ARG0, (0x15, 0, 1, 3), ret(LOG), ret(ALLOW)), errno[1]], errno[1])
+    found = ps.difference([errno[0], program(LD_ARG0, (0x15, 0, 1, 3), ret(0), ret(ALLOW))], errno[0])
+    assert found is not None and found.args[0] & 0xFFFFFFFF == 3 and found.first.action == ps.KILL_THREAD
+    with pytest.raises(ValueError, match="at least one"):
+        ps.equivalent([], errno)

@@ -147,3 +147,53 @@ def test_actions_are_the_kernels_words():
     assert repr(ps.TRACE(7)) == "TRACE(7)"
     assert pickle.loads(pickle.dumps(ps.ERRNO(3))).name == "ERRNO"
     assert sorted([ps.ALLOW, ps.NOTIFY, ps.KILL_PROCESS, ps.ERRNO(9)], key=lambda a: a.rank)[0] is ps.KILL_PROCESS
+
+
+@pytest.mark.parametrize("arch", ["x86", "s390", "s390x", "mips", "ppc", "ppc64le", "m68k", "sh"])
+def test_rule_for_a_call_holds_through_its_multiplexer(arch):
+    made = policy((ps.ALLOW, "socket"), (ps.ALLOW, "accept"), (ps.ALLOW, "semop"), default=ps.ERRNO(1), arches=arch)
+    assert answer(made, "socketcall", 1, arch=arch) == answer(made, "socketcall", 5, arch=arch) == ps.ALLOW
+    assert answer(made, "socketcall", 2, arch=arch) == ps.ERRNO(1)
+    assert answer(made, "ipc", 1, arch=arch) == answer(made, "ipc", 0x10001, arch=arch) == ps.ALLOW
+    assert answer(made, "ipc", 2, arch=arch) == ps.ERRNO(1)
+    assert answer(made, "socketcall", 1 | 1 << 32, arch=arch) == ps.ALLOW  # the kernel takes an int
+
+
+def test_conditional_allow_allows_nothing_through_a_multiplexer():
+    made = policy((ps.ALLOW, "socket", ps.Arg(0, ps.EQ, 1)), default=ps.ERRNO(1), arches="x86")
+    assert answer(made, "socket", 1, arch="x86") == ps.ALLOW
+    assert answer(made, "socketcall", 1, arch="x86") == ps.ERRNO(1)
+
+
+def test_conditional_denial_denies_through_a_multiplexer():
+    rules = [(ps.ALLOW, "socketcall"), (ps.ERRNO(97), "socket", ps.Arg(0, ps.EQ, 40))]
+    for order in (1, -1):
+        made = policy(*rules[::order], arches="x86")
+        assert answer(made, "socketcall", 1, arch="x86") == ps.ERRNO(97)
+        assert answer(made, "socketcall", 2, arch="x86") == ps.ALLOW
+
+
+def test_first_priority_counts_what_may_match_before_what_does():
+    made = policy((ps.ERRNO(97), "socket", ps.Arg(0, ps.EQ, 40)), (ps.ALLOW, "socket"), default=ps.TRAP, arches="x86", priority="first")
+    assert answer(made, "socketcall", 1, arch="x86") == ps.ERRNO(97)
+    made = policy((ps.ALLOW, "socket"), (ps.ERRNO(97), "socket", ps.Arg(0, ps.EQ, 40)), default=ps.TRAP, arches="x86", priority="first")
+    assert answer(made, "socketcall", 1, arch="x86") == ps.ALLOW
+
+
+def test_separate_rules_and_numbers_say_nothing_of_a_multiplexer():
+    for made in (policy((ps.ERRNO(1), "socket"), arches="x86", multiplexed="separate"), policy((ps.ERRNO(1), 359), arches="x86")):
+        assert answer(made, 359, arch="x86") == ps.ERRNO(1)
+        assert answer(made, "socketcall", 1, arch="x86") == ps.ALLOW
+    with pytest.raises(UnknownSyscallError, match="no system call of x86"):
+        policy((ps.ERRNO(1), "accept"), arches="x86", multiplexed="separate")
+    with pytest.raises(PolicyError, match="'closed' or 'separate'"):
+        policy(multiplexed="open")
+
+
+def test_name_with_an_architecture_is_for_that_one_alone():
+    made = policy(arches=["x86_64", "x86"])
+    made.add(ps.ERRNO(1), "accept", arch="x86")
+    assert answer(made, "socketcall", 5, arch="x86") == ps.ERRNO(1)
+    assert answer(made, "accept", arch="x86_64") == ps.ALLOW
+    with pytest.raises(UnknownSyscallError, match="x86_64 has no system call 'chown32'"):
+        made.add(ps.ERRNO(1), "chown32", arch="x86_64")

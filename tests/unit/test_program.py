@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+import subprocess
 
 import pytest
 
@@ -86,3 +87,21 @@ def test_every_instruction_has_a_text():
     lines = program.disassemble().splitlines()
     assert len(lines) == len(body)
     assert "ld   [ip + 4]" in lines[0] and "st   M[1]" in lines[3] and lines[-1].endswith("ret  a")
+
+
+def test_c_array_compiles_without_a_warning_and_is_the_program(tmp_path):
+    program = example()
+    (tmp_path / "policy.h").write_text(program.to_c("policy"))
+    (tmp_path / "main.c").write_text(
+        '#include <stdio.h>\n#include "policy.h"\n#include "policy.h"\n'
+        "int main(void) { return fwrite(policy, sizeof(policy[0]), sizeof(policy) / sizeof(policy[0]), stdout) == 0; }\n"
+    )
+    command = ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-o", tmp_path / "main", tmp_path / "main.c"]
+    subprocess.run(command, check=True, timeout=60)
+    assert subprocess.run([tmp_path / "main"], check=True, capture_output=True, timeout=30).stdout == bytes(program)
+
+
+@pytest.mark.parametrize("name", ["", "1st", "a-b", "int", "x; y", "_x"])
+def test_c_array_takes_names_of_variables_only(name):
+    with pytest.raises(PolicyError, match="not a name for a variable"):
+        example().to_c(name)

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 import pyseccomp as ps
-from pyseccomp import syscalls
+from pyseccomp import cli, syscalls
 from pyseccomp.errors import PolicyError, UnknownSyscallError
 
 FACTS = [
@@ -58,3 +58,16 @@ def test_unknown_names_are_told_apart_from_foreign_ones():
     assert caught.value.suggestions[0] == "openat"
     with pytest.raises(UnknownSyscallError, match="x86_64 has no system call 'chown32'"):
         syscalls.resolve("chown32", "x86_64")
+
+
+def test_command_line_tells_the_kernel_of_the_tables(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert f"system calls of Linux {syscalls.KERNEL}" in capsys.readouterr().out
+
+
+def test_multiplexed_calls_are_those_of_the_kernel_s_headers():
+    assert syscalls.multiplexed("accept4", "x86") == (102, 0xFFFFFFFF, 18)
+    assert syscalls.multiplexed("shmctl", "mips") == (4117, 0xFFFF, 24)
+    assert syscalls.multiplexed("socket", "x86_64") is syscalls.multiplexed("semop", "aarch64") is syscalls.multiplexed("read", "x86") is None
