@@ -208,6 +208,7 @@ def test_a_filter_passes_through_multiprocessing(detached: ps.Filter, method: st
 
 
 def test_a_filter_dropped_open_warns_and_closes() -> None:
+    gc.collect()
     before = open_fds()
     f = ps.Filter(policy(ps.ERRNO(1)))
     with pytest.warns(ResourceWarning, match="unclosed <Filter"):
