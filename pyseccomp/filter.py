@@ -7,19 +7,36 @@ import fcntl
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import reduction
+from types import TracebackType
 from typing import Any, Literal, Self
 
 from pyseccomp import _core
-from pyseccomp.attach import Attachment, AttachmentState, Target, attach_other, attach_self, check_options, open_target
+from pyseccomp.attach import (
+    NO_NEW_PRIVS,
+    Attachment,
+    AttachmentState,
+    Target,
+    attach_other,
+    attach_self,
+    check_options,
+    deadline_ns,
+    death_answer,
+    leave_block,
+    open_target,
+    program_flags,
+)
+from pyseccomp.guardian import Guardian, Message
 from pyseccomp.errors import FilterFdError, KernelError, UnsupportedError
 from pyseccomp.notify import Receiver, new_inbox
 from pyseccomp.owned import Owned
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.query import State
+from pyseccomp.responder import Answer
 
 _LOG = 1
 _WAIT_KILLABLE = 2
@@ -84,6 +101,11 @@ class Filter(Owned, Receiver):
         self._attachments: list[Attachment] = []
         self._inbox = new_inbox()
         self._lock = threading.RLock()
+        self._guardian: Guardian | None = None
+        self._wards: dict[int, weakref.ref[Attachment]] = {}
+        self._next_ward = 0
+        self.on_state_change: Callable[[Attachment, State, str], object] | None = None
+        """Called with (attachment, state, why) at every change; the logger "pyseccomp" is told as well."""
 
     # ------------------------------------------------------------- the object
 
@@ -125,6 +147,9 @@ class Filter(Owned, Receiver):
                 return
             fd, self._fd = self._fd, -1
             attachments, self._attachments = self._attachments, []
+            guardian, self._guardian = self._guardian, None
+        if guardian is not None:
+            guardian.close()
         for attachment in attachments:
             attachment.close()
         if self._memfd != fd:
@@ -205,6 +230,7 @@ class Filter(Owned, Receiver):
         deadline: float | None = None,
         on_deadline: Literal["activate", "kill"] = "activate",
         timeout: float = 5.0,
+        on_supervisor_death: Answer | Literal["allow", "kill"] | None = None,
     ) -> Attachment:
         """Attach to a process: the caller's own (None), by pid, by anything with ``.pid``, or by pidfd.
 
@@ -221,6 +247,13 @@ class Filter(Owned, Receiver):
         filters the main thread only. no_new_privs: "auto" sets it in the target if the kernel asks for it, and
         :attr:`Attachment.result` tells. timeout: seconds within which every thread must have stopped.
 
+        deadline: with active=False, seconds after which the attachment is activated, or the process killed, as on_deadline
+        says; the death of this process is the deadline too. A process that can then not be filtered, for ``timeout``
+        seconds, is killed. on_supervisor_death: what calls that are notified get when this process is dead, those that it
+        had received through this object among them: allow(), deny(errno) or kill(), which kills the target as well; None:
+        ENOSYS, from the kernel. Both are kept by a guardian, a small process that sleeps until then and is started with
+        the first attachment of a filter that asks for it; if it cannot be, or could not act, the attach is refused.
+
         For another process this takes the right to ptrace it (same user, or CAP_SYS_PTRACE; YAMA may ask more). If it
         carries filters already, CAP_SYS_ADMIN too, to suspend them while the call is made.
 
@@ -230,6 +263,13 @@ class Filter(Owned, Receiver):
         Source: seccomp(2), ptrace(2), pidfd_getfd(2).
         """
         check_options(mode, tree, cgroup, threads, no_new_privs, activate_on, deadline, on_deadline, timeout)
+        answer = death_answer(on_supervisor_death)
+        if deadline is not None and active:
+            raise ValueError("attach: deadline= goes with active=False")
+        if activate_on is not None and answer is not None:
+            raise UnsupportedError(
+                errno.EOPNOTSUPP, "attach: on_supervisor_death= with activate_on= is not in this release; attach at once"
+            )
         self._check_open("attach")
         if activate_on is not None and not active:
             raise ValueError("attach: activate_on= says when it becomes active; leave active=False out")
@@ -240,6 +280,13 @@ class Filter(Owned, Receiver):
         except BaseException:
             os.close(fd)
             raise
+        attachment.on_deadline = on_deadline
+        if answer is not None or deadline is not None:
+            try:
+                self._guard(attachment, answer, deadline)
+            except BaseException:
+                attachment.close()
+                raise
         if active:
             try:
                 attachment._begin()
@@ -262,7 +309,68 @@ class Filter(Owned, Receiver):
                 attachment.close()
                 self._check_open("attach")
             self._attachments.append(attachment)
+        if not attachment.activated:
+            attachment._changed("inactive", "bound")
         return attachment
+
+    def _guard(self, attachment: Attachment, answer: Answer | None, deadline: float | None) -> None:
+        """Put an attachment into the guardian's care before anything is done to its process."""
+        if attachment.pid == os.getpid():
+            raise UnsupportedError(
+                errno.EOPNOTSUPP, "attach to oneself: nobody supervises from outside, so no guardian can; fork a target"
+            )
+        with self._lock:
+            if self._guardian is None:
+                me = weakref.WeakMethod(self._on_acted)
+                lost = weakref.WeakMethod(self._on_lost)
+                self._guardian = Guardian(
+                    self._memfd, self._inbox, lambda *event: _call(me, *event), lambda: _call(lost)
+                )
+            ward, self._next_ward = self._next_ward, self._next_ward + 1
+            self._wards[ward] = weakref.ref(attachment)
+        flags = self._flags if self._program.notifies else self._flags & ~_WAIT_KILLABLE
+        attachment._guardian_injects = self._guardian.watch(
+            ward,
+            attachment.pidfd,
+            f"attach to pid {attachment.pid} with a guardian",
+            guarded=answer is not None,
+            answer=answer,
+            deadline=deadline_ns(deadline),
+            kill=attachment.on_deadline == "kill",
+            inject=deadline is not None,
+            leader_only=attachment.threads == "one",
+            timeout_ns=int(attachment.timeout * 1e9),
+            flags=program_flags(bool(flags & _LOG), bool(flags & _WAIT_KILLABLE)),
+            no_new_privs=NO_NEW_PRIVS[attachment.no_new_privs],
+        )
+        attachment._ward = ward
+
+    def _on_acted(self, message: Message, fds: list[int]) -> None:
+        attachment = self._wards.get(message["ward"], lambda: None)()
+        if attachment is not None:
+            attachment._on_acted(message, fds)
+
+    def _on_lost(self) -> None:
+        """The guardian was killed: nobody would act any more, so act now."""
+        for attachment in self.attachments:
+            if attachment._ward is None:
+                continue
+            attachment._guardian_injects = False
+            attachment._changed("active" if attachment.activated else "inactive", "the guardian died; unguarded now")
+            if not attachment.activated:
+                try:
+                    attachment.fail_closed()
+                except OSError as error:
+                    attachment._changed("inactive", f"could not be activated: {error}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; attachments that are still inactive are treated as :meth:`Attachment.__exit__` does."""
+        try:
+            leave_block(list(self.attachments), value)
+        finally:
+            self.close()
 
     def activate(self) -> None:
         """Activate every attachment that is inactive and whose process lives.
@@ -300,8 +408,12 @@ class Filter(Owned, Receiver):
             if fds:
                 os.dup2(fds[0] if len(fds) == 1 else self._inbox.epoll_fd, self._fd, inheritable=False)
 
-    def _forget(self, attachment: Attachment, listeners: tuple[int, ...]) -> None:
+    def _forget(self, attachment: Attachment, listeners: tuple[int, ...], ward: int | None) -> None:
         """Receive from these no more. For Attachment only."""
+        if ward is not None:
+            self._wards.pop(ward, None)
+            if self._guardian is not None:
+                self._guardian.release(ward)
         with self._lock:
             for listener in listeners:
                 self._inbox.remove(listener)
@@ -326,6 +438,12 @@ def _triggered() -> type[Attachment]:
     from pyseccomp.triggers import TriggeredAttachment
 
     return TriggeredAttachment
+
+
+def _call(method: weakref.WeakMethod[Callable[..., None]], *args: Any) -> None:
+    target = method()
+    if target is not None:
+        target(*args)
 
 
 def _rebuild(dup: Any) -> Filter:
