@@ -472,7 +472,7 @@ def attach_raw(program: Program, log: bool, wait_killable: bool, attachment: Att
 def arm(program: Program, log: bool, wait_killable: bool, pidfd: int, no_new_privs: bool | str, timeout: float) -> _core.Trigger:
     """Arm the core's trigger."""
     return _core.Trigger(
-        pidfd, bytes(program), _flags(log, wait_killable), _NO_NEW_PRIVS[no_new_privs], int(timeout * 1e9)
+        pidfd, bytes(program), program_flags(log, wait_killable), NO_NEW_PRIVS[no_new_privs], int(timeout * 1e9)
     )
 
 
