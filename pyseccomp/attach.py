@@ -216,7 +216,7 @@ class Attachment(Owned):
         """The guardian has acted at the deadline. For Filter only."""
         state = message["state"]
         if state == guardian.ACTIVE:
-            with self._lock, contextlib.suppress(AttachError):
+            with self._lock, contextlib.suppress(AttachError):  # in force, and without a listener
                 self._adopt_message(message, fds)
         self._acted.set()
         names: dict[int, State] = {guardian.ACTIVE: "active", guardian.KILLED: "dead", guardian.GONE: "dead"}

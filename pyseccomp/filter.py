@@ -349,9 +349,16 @@ class Filter(Owned, Receiver):
         attachment = self._wards.get(message["ward"], lambda: None)()
         if attachment is not None:
             attachment._on_acted(message, fds)
+            return
+        for fd in fds:
+            os.close(fd)
 
     def _on_lost(self) -> None:
         """The guardian was killed: nobody would act any more, so act now."""
+        guardian, self._guardian = self._guardian, None
+        if guardian is None:
+            return
+        guardian.close()
         for attachment in self.attachments:
             if attachment._ward is None:
                 continue
