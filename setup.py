@@ -8,6 +8,7 @@ from glob import glob
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 debug = os.environ.get("PYSECCOMP_DEBUG") == "1"
 sanitize = os.environ.get("PYSECCOMP_SANITIZE") == "1"
@@ -18,11 +19,44 @@ sanitizers = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"] if sani
 
 core = Extension(
     "pyseccomp._core",
-    sources=["pyseccomp/_core.pyx", *sorted(glob("csrc/*.c"))],
+    sources=["pyseccomp/_core.pyx", *sorted(set(glob("csrc/*.c")) - {"csrc/guardian_main.c"})],
     depends=[*glob("csrc/*.h"), *glob("csrc/arch/*.h"), *glob("csrc/syscalls/*"), "pyseccomp/cpsc.pxd"],
     include_dirs=["csrc"],
     extra_compile_args=compile_args + sanitizers,
     extra_link_args=sanitizers,
 )
 
-setup(ext_modules=cythonize([core], compiler_directives={"language_level": 3, "embedsignature": True}))
+
+class BuildGuardian(build_ext):
+    """Build the guardian's executable beside the extension, of the same objects."""
+
+    def build_extension(self, ext):
+        super().build_extension(ext)
+        sources = [source for source in ext.sources if source.startswith("csrc/")]
+        objects = self.compiler.object_filenames(sources, output_dir=self.build_temp)
+        main = self.compiler.compile(
+            ["csrc/guardian_main.c"], output_dir=self.build_temp, include_dirs=ext.include_dirs, extra_postargs=ext.extra_compile_args
+        )
+        self.compiler.create_static_lib(objects, "psc", output_dir=self.build_temp)
+        self.compiler.link_executable(
+            main,
+            "guardian",
+            output_dir=os.path.dirname(self.get_ext_fullpath(ext.name)),
+            libraries=["psc"],
+            library_dirs=[self.build_temp],
+            extra_postargs=["-pthread", *ext.extra_link_args],
+        )
+
+    def copy_extensions_to_source(self):
+        super().copy_extensions_to_source()
+        package = self.get_finalized_command("build_py").get_package_dir("pyseccomp")
+        self.copy_file(os.path.join(self.build_lib, "pyseccomp", "guardian"), os.path.join(package, "guardian"))
+
+    def get_outputs(self):
+        return [*super().get_outputs(), os.path.join(self.build_lib, "pyseccomp", "guardian")]
+
+
+setup(
+    ext_modules=cythonize([core], compiler_directives={"language_level": 3, "embedsignature": True}),
+    cmdclass={"build_ext": BuildGuardian},
+)

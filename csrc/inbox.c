@@ -23,6 +23,7 @@
  */
 #define _GNU_SOURCE
 #include "inbox.h"
+#include "journal.h"
 
 #include <linux/futex.h>
 #include <pthread.h>
@@ -67,6 +68,7 @@ struct psc_inbox {
 	_Atomic uint32_t live;   /* how many */
 	_Atomic uint64_t stays;  /* stops << 32 | STOPPED_EARLY | how many stay */
 	_Atomic int epoll;
+	_Atomic(struct psc_journal *) journal;
 	bool ends_itself;
 	int wake_signal;
 
@@ -550,7 +552,7 @@ int psc_inbox_stop(struct psc_inbox *inbox)
 
 static int take(struct psc_inbox *inbox, uint32_t index, uint64_t key, struct psc_event *event)
 {
-	int r = psc_notify_receive(key_fd(key), &event->notif);
+	int r = psc_journal_receive(inbox->journal, key_fd(key), event);
 
 	if (r == 0) {
 		event->listener = index;
@@ -611,8 +613,46 @@ static int wait_many(struct psc_inbox *inbox, int64_t deadline, struct psc_event
 	return take_polled(inbox, e.data.u32, e.events & EPOLLIN ? PSC_POLL_PENDING : PSC_POLL_GONE, event);
 }
 
+/* What the journal's last owner had received, if the listener is in here. */
+static int take_orphan(struct psc_inbox *inbox, struct psc_journal *journal, struct psc_event *event)
+{
+	size_t n = 0, which;
+	_cleanup_free_ int *fds = NULL;
+	int64_t i = -ENOENT;
+
+	pthread_mutex_lock(&inbox->lock);
+	fds = calloc(inbox->used, sizeof(*fds));
+	for (uint32_t k = 0; fds && k < inbox->used; k++)
+		if (inbox->keys[k])
+			fds[n++] = key_fd(inbox->keys[k]);
+	if (psc_journal_take(journal, fds, n, event, &which))
+		i = find(inbox, fds[which]);
+	if (i >= 0) {
+		event->listener = (uint32_t)i;
+		event->key = inbox->keys[i];
+		event->received_ns = now_ns();
+	}
+	pthread_mutex_unlock(&inbox->lock);
+	return i >= 0 ? 0 : AGAIN;
+}
+
+int psc_inbox_keep_journal(struct psc_inbox *inbox, struct psc_journal *journal)
+{
+	struct psc_journal *none = NULL;
+
+	if (!atomic_compare_exchange_strong(&inbox->journal, &none, journal))
+		return -EEXIST;
+	return kick(inbox);
+}
+
+struct psc_journal *psc_inbox_journal(struct psc_inbox *inbox)
+{
+	return inbox->journal;
+}
+
 static int receive_once(struct psc_inbox *inbox, int64_t deadline, struct psc_event *event)
 {
+	struct psc_journal *journal = inbox->journal;
 	uint32_t single = inbox->single;
 	bool alone = single == NONE || deadline >= 0 || !inbox->ends_itself;
 	uint64_t key;
@@ -622,6 +662,8 @@ static int receive_once(struct psc_inbox *inbox, int64_t deadline, struct psc_ev
 		return -ECANCELED;
 	if (inbox->live == 0)
 		return inbox->serial ? -ESHUTDOWN : -ENOTCONN;
+	if (journal && psc_journal_orphans(journal))
+		return take_orphan(inbox, journal, event);
 	r = turn_take(inbox, alone, deadline);
 	if (r < 0)
 		return r;

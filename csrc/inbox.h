@@ -24,9 +24,15 @@ void psc_inbox_bind(struct psc_inbox *inbox, struct psc_event *route, int fd);
 PSC_MUST_CHECK int psc_inbox_feed(struct psc_inbox *inbox, const struct psc_event *route, const union psc_notif *notif);
 void psc_inbox_unreserve(struct psc_inbox *inbox, const struct psc_event *route);
 
+/* What journal it keeps, or NULL. */
+struct psc_journal *psc_inbox_journal(struct psc_inbox *inbox);
+
 /* psc_inbox_receive() for a caller that knows its thread id. */
 PSC_MUST_CHECK int psc_inbox_receive_as(struct psc_inbox *inbox, pid_t tid, int64_t deadline,
 					struct psc_event *event);
+
+/* Send an answer, not PSC_HOLD. */
+PSC_MUST_CHECK int psc_notify_answer(int fd, const struct seccomp_notif *n, const struct psc_answer *answer);
 
 /* The reads of notify.c before their check: worthless until the id was found valid. */
 PSC_MUST_CHECK ssize_t psc_notify_peek(const struct seccomp_notif *n, uint64_t addr, void *ret_data, size_t size);

@@ -576,6 +576,7 @@ struct psc_event {
 	int64_t received_ns; /* CLOCK_MONOTONIC */
 	struct psc_answer answer;
 	bool due; /* answer is to be sent by the next psc_serve() */
+	uint32_t slot; /* of the journal, 0: none */
 };
 
 /* Install an empty handler for a real-time signal that the process does not use,
@@ -699,6 +700,124 @@ uint64_t psc_latency_floor(unsigned int bucket);
  * that it may answer a thread of its own process that holds any lock. */
 PSC_MUST_CHECK int psc_serve(struct psc_inbox *inbox, const struct psc_table *table, struct psc_stats *stats,
 			     struct psc_event *event);
+
+/* ----------------------------------------------------------------- journal
+ *
+ * The notifications that were received and not answered yet, in a memfd that
+ * outlives their receiver: whoever else holds the listeners can answer them. */
+struct psc_journal;
+
+/* Make an empty one. The fd maps it elsewhere; the journal does not own it. */
+PSC_MUST_CHECK int psc_journal_new(int *ret_fd, struct psc_journal **ret_journal);
+
+/* Take a journal over from a process that is dead: what it has received and not
+ * answered are orphans. -EMEDIUMTYPE: fd is no journal. Not while anybody uses it. */
+PSC_MUST_CHECK int psc_journal_adopt(int fd, struct psc_journal **ret_journal);
+void psc_journal_free(struct psc_journal *journal);
+
+/* How many orphans there are, at most: calls that are over meanwhile count. */
+size_t psc_journal_orphans(const struct psc_journal *journal);
+
+/* Keep a journal of what the inbox receives from now on; it must live as long as
+ * the inbox. Its orphans are received first, under the listeners that are in. With
+ * 4096 unanswered ones psc_inbox_receive() says -ENOBUFS: answer some. -EEXIST: it has one.
+ * -ETIMEDOUT: a receiver has the wake signal blocked. Waits (shortly) for receivers to look up. */
+PSC_MUST_CHECK int psc_inbox_keep_journal(struct psc_inbox *inbox, struct psc_journal *journal);
+
+/* ---------------------------------------------------------------- guardian
+ *
+ * A process that outlives the manager of one filter. It holds what must not be
+ * lost with the manager (targets' pidfds, listeners, the filter, the journal),
+ * sleeps while the manager lives, and acts when that dies, or at a deadline.
+ *
+ * Manager and guardian talk by struct psc_guardian_message over a seqpacket
+ * socket, file descriptors beside it. Every request is answered, in order, by
+ * PSC_GUARDIAN_DONE with its serial. The manager's death is the end of its process,
+ * or of the connection without PSC_GUARDIAN_BYE. */
+
+enum psc_guardian_kind {
+	/* requests                fds */
+	PSC_GUARDIAN_HELLO = 1, /* filter fd, journal, the manager's pidfd; a bound listening socket if named */
+	PSC_GUARDIAN_WATCH,	/* pidfd: a ward, not filtered yet. Its options */
+	PSC_GUARDIAN_ACTIVATE,	/* put the filter into the ward; DONE brings the result and the listeners */
+	PSC_GUARDIAN_LISTEN,	/* listeners: of a ward that was filtered otherwise, which is active now */
+	PSC_GUARDIAN_RELEASE,	/* forget the ward, its listeners are closed */
+	PSC_GUARDIAN_BYE,	/* orderly end: forget everything and exit (no answer) */
+	/* requests of anybody of the same user, through the named socket */
+	PSC_GUARDIAN_INFO,	/* DONE with manager, wards */
+	PSC_GUARDIAN_RECLAIM,	/* DONE with the fds of HELLO but the manager's, then a WARD for each; the connection is the
+				 * manager's from then on. -EBUSY: the manager lives */
+	/* from the guardian */
+	PSC_GUARDIAN_DONE,
+	PSC_GUARDIAN_ACTED,	/* at the deadline: what became of the ward, as for DONE of ACTIVATE */
+	PSC_GUARDIAN_WARD,	/* pidfd, listeners */
+};
+
+enum psc_ward_state {
+	PSC_WARD_INACTIVE,
+	PSC_WARD_ACTIVE,
+	PSC_WARD_KILLED,    /* by the guardian */
+	PSC_WARD_GONE,	    /* the target ended before the filter was in it */
+	PSC_WARD_FAILED,    /* could be neither filtered nor killed */
+};
+
+#define PSC_GUARDIAN_FDS 64
+
+struct psc_guardian_outcome {
+	int32_t tid, filters_before, filters_after;
+	bool listener; /* one of its own */
+};
+
+struct psc_guardian_message {
+	uint32_t kind;
+	uint32_t serial;
+	uint32_t ward;	 /* the manager's number for it, below 2^28 */
+	int32_t error;	 /* DONE: 0 or -errno; ACTIVATE, ACTED: with refusal */
+	uint32_t state;	 /* enum psc_ward_state */
+
+	/* WATCH */
+	bool guarded;		  /* answer is what the death of the manager means to its listeners */
+	bool kill;		  /* at the deadline: kill, not activate */
+	bool inject;		  /* WATCH: it must be possible to inject. DONE of WATCH: whether it is */
+	bool leader_only;
+	struct psc_answer answer; /* PSC_HOLD: wait for PSC_GUARDIAN_RECLAIM */
+	int64_t deadline;	  /* CLOCK_MONOTONIC ns, -1: none. The manager's death is one too, if there is any */
+	uint64_t timeout_ns;
+	uint32_t flags;		  /* SECCOMP_FILTER_FLAG_* */
+	uint32_t no_new_privs;	  /* enum psc_no_new_privs */
+
+	/* DONE of ACTIVATE, ACTED: struct psc_attach_result in parts, while more is set. Listeners are the fds:
+	 * the common one first, if there is one, then those of the outcomes that have one. */
+	uint32_t refusal;
+	int32_t pid, tid, other_tracer;
+	uint64_t stop_ns, residue;
+	bool no_new_privs_set, suspended, common_listener, more;
+	uint32_t n_outcomes;
+	struct psc_guardian_outcome outcomes[PSC_GUARDIAN_FDS - 1];
+
+	/* DONE of INFO, RECLAIM */
+	int32_t manager; /* 0: dead */
+	uint32_t wards;
+};
+
+/* Start the guardian program at path, with its socket as fd 3: as a child of
+ * nobody (its end is reported to none but init), in a session of its own, without
+ * any other descriptor. Safe with threads. Returns our end, CLOEXEC. Errors of
+ * clone and exec. Waits for the exec. */
+PSC_MUST_CHECK int psc_guardian_start(const char *path, int *ret_socket);
+
+/* Send a message with its fds, which stay the caller's. Waits for room. -EPIPE, -ECONNRESET: it is dead. */
+PSC_MUST_CHECK int psc_guardian_send(int socket, const struct psc_guardian_message *message, const int *fds, size_t n);
+
+/* Receive a message; fds are the caller's, CLOEXEC. Returns how many. -EINTR.
+ * -ECONNRESET: the other side has ended. -EBADMSG: not such a message. Waits. */
+PSC_MUST_CHECK int psc_guardian_receive(int socket, struct psc_guardian_message *ret_message,
+					int ret_fds[PSC_GUARDIAN_FDS]);
+
+/* The life of a guardian, over a connection whose other end is the manager's.
+ * Returns when nobody needs it any more: 0, or the error that kept it from
+ * beginning. Changes the signal mask of its process and uses SIGALRM. */
+PSC_MUST_CHECK int psc_guardian_run(int socket);
 
 /* ---------------------------------------------------------------- features
  *

@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include "inbox.h"
+#include "journal.h"
 
 #include <string.h>
 #include <time.h>
@@ -239,7 +240,7 @@ static int kill_or_deny(int fd, const struct seccomp_notif *n)
 	return r;
 }
 
-static int send_answer(int fd, const struct seccomp_notif *n, const struct psc_answer *answer)
+int psc_notify_answer(int fd, const struct seccomp_notif *n, const struct psc_answer *answer)
 {
 	switch (answer->kind) {
 	case PSC_CONTINUE:
@@ -274,8 +275,9 @@ static int answer_as(struct psc_inbox *inbox, pid_t tid, struct psc_event *event
 
 	if (slot < 0)
 		return -EUSERS;
-	r = psc_event_alive(inbox, event) ? send_answer(event_fd(event), &event->notif.n, answer) : -ENOENT;
+	r = psc_event_alive(inbox, event) ? psc_notify_answer(event_fd(event), &event->notif.n, answer) : -ENOENT;
 	psc_slot_leave(inbox, slot);
+	psc_journal_done(psc_inbox_journal(inbox), event);
 	account(stats, event, answer->kind, answered_ns, r);
 	return r;
 }
@@ -309,6 +311,8 @@ int psc_event_addfd(struct psc_inbox *inbox, const struct psc_event *event, int 
 		    psc_notify_addfd(event_fd(event), event->notif.n.id, source, at, flags) :
 		    -ENOENT;
 	psc_slot_leave(inbox, slot);
+	if (flags & PSC_ADDFD_SEND && (r >= 0 || r == -ENOENT))
+		psc_journal_done(psc_inbox_journal(inbox), event);
 	if (flags & PSC_ADDFD_SEND)
 		account(stats, event, PSC_VALUE, answered_ns, r);
 	return r;

@@ -65,6 +65,7 @@ from pyseccomp.errors import (
     AttachTimeoutError as AttachTimeoutError,
     FilterClosedError as FilterClosedError,
     FilterFdError as FilterFdError,
+    InactiveError as InactiveError,
     KernelError as KernelError,
     ListenerBusyError as ListenerBusyError,
     NotPermittedError as NotPermittedError,

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import os
 import warnings
+from typing import Any
 
 from pyseccomp.errors import PolicyError, ProgramError
 from pyseccomp.errors import ProgramError
@@ -408,6 +409,7 @@ cdef object _notify_error(int r, str doing):
         errno.ENOSPC: "too many listeners",
         errno.EEXIST: "the listener is in already",
         errno.ENOTTY: "the file descriptor is not a listener",
+        errno.ENOBUFS: "4096 received notifications are unanswered; answer some first",
         errno.EBUSY: "every real-time signal is in use; one is needed to interrupt receivers",
     }.get(code, os.strerror(code))
     return NotificationError(code, f"{doing}: {why}")
@@ -679,6 +681,7 @@ cdef class Event:
 
 cdef class Inbox:
     cdef cpsc.psc_inbox *inbox
+    cdef Journal journal
     cdef readonly object owner
     cdef readonly Stats stats
     cdef type factory
@@ -711,6 +714,13 @@ cdef class Inbox:
             return False
         _check(r, f"remove listener {fd}")
         return True
+
+    def keep_journal(self, Journal journal not None) -> None:
+        cdef int r
+        self.journal = journal
+        with nogil:
+            r = cpsc.psc_inbox_keep_journal(self.inbox, journal.journal)
+        _check(r, "keep a journal of what is received")
 
     def listeners(self) -> list[int]:
         cdef size_t n = cpsc.psc_inbox_listeners(self.inbox, NULL, 0)
@@ -868,6 +878,77 @@ cdef class Stay:
         if r == -ECANCELED or r == -ESHUTDOWN:
             raise StopIteration
         raise _notify_error(r, "receive a notification")
+# ------------------------------------------------------------------ guardian
+
+cdef class Journal:
+    """The received, unanswered notifications of one inbox, in a memfd that the guardian holds too."""
+
+    cdef cpsc.psc_journal *journal
+    cdef readonly int fd
+
+    def __cinit__(self):
+        self.fd = -1
+        _check(cpsc.psc_journal_new(&self.fd, &self.journal), "make a journal of notifications")
+
+    def __dealloc__(self):
+        cpsc.psc_journal_free(self.journal)
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def guardian_start(bytes path) -> int:
+    cdef const char *c_path = path
+    cdef int socket = -1, r
+    with nogil:
+        r = cpsc.psc_guardian_start(c_path, &socket)
+    if r < 0:
+        raise OSError(-r, os.strerror(-r))
+    return socket
+
+
+def guardian_send(int socket, fds, uint32_t kind, uint32_t serial, uint32_t ward=0, bint guarded=False, bint kill=False,
+                  bint inject=False, bint leader_only=False, Answer answer=None, int64_t deadline=-1, uint64_t timeout_ns=0,
+                  uint32_t flags=0, uint32_t no_new_privs=0) -> None:
+    cdef cpsc.psc_guardian_message m
+    cdef int c_fds[cpsc.PSC_GUARDIAN_FDS]
+    cdef size_t n = len(fds)
+    cdef int r
+    if n > cpsc.PSC_GUARDIAN_FDS:
+        raise OSError(errno.EINVAL, "too many descriptors for one message")
+    for i in range(n):
+        c_fds[i] = fds[i]
+    memset(&m, 0, sizeof(m))
+    m.kind, m.serial, m.ward, m.guarded, m.kill = kind, serial, ward, guarded, kill
+    m.inject, m.leader_only, m.deadline, m.timeout_ns = inject, leader_only, deadline, timeout_ns
+    m.flags, m.no_new_privs = flags, no_new_privs
+    if answer is not None:
+        m.answer = answer.answer
+    with nogil:
+        r = cpsc.psc_guardian_send(socket, &m, c_fds, n)
+    if r < 0:
+        raise OSError(-r, os.strerror(-r))
+
+
+def guardian_receive(int socket) -> tuple[dict[str, Any], list[int]]:
+    cdef cpsc.psc_guardian_message m
+    cdef int fds[cpsc.PSC_GUARDIAN_FDS]
+    cdef int r = -EINTR
+    while r == -EINTR:
+        with nogil:
+            r = cpsc.psc_guardian_receive(socket, &m, fds)
+    if r < 0:
+        raise OSError(-r, os.strerror(-r))
+    outcomes = [
+        (m.outcomes[i].tid, m.outcomes[i].filters_before, m.outcomes[i].filters_after, m.outcomes[i].listener)
+        for i in range(m.n_outcomes)
+    ]
+    fields = {
+        "kind": m.kind, "serial": m.serial, "ward": m.ward, "error": m.error, "state": m.state, "inject": m.inject,
+        "refusal": m.refusal, "pid": m.pid, "tid": m.tid, "other_tracer": m.other_tracer, "stop_ns": m.stop_ns,
+        "residue": m.residue, "no_new_privs_set": m.no_new_privs_set, "suspended": m.suspended, "more": m.more,
+        "outcomes": outcomes,
+    }
+    return fields, [fds[i] for i in range(r)]
 # ------------------------------------------------------------------ features
 
 FEATURE_COUNT = <int>cpsc.PSC_FEATURE_COUNT

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
+import signal
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from pyseccomp import _core, gate
+from pyseccomp import _core, gate, guardian
 from pyseccomp.errors import (
     AttachError,
     AttachTimeoutError,
+    InactiveError,
     KernelError,
     ListenerBusyError,
     NotPermittedError,
@@ -31,12 +37,14 @@ if TYPE_CHECKING:
 
 Target = int | HasPid
 
+_log = logging.getLogger("pyseccomp")
+
 _FLAG_TSYNC = 1 << 0
 _FLAG_LOG = 1 << 1
 _FLAG_NEW_LISTENER = 1 << 3
 _FLAG_WAIT_KILLABLE = 1 << 5
 
-_NO_NEW_PRIVS: dict[bool | str, int] = {False: 0, True: 1, "auto": 2}  # enum psc_no_new_privs
+NO_NEW_PRIVS: dict[bool | str, int] = {False: 0, True: 1, "auto": 2}  # enum psc_no_new_privs
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,10 @@ class Attachment(Owned):
         self.timeout = timeout
         self.result: AttachResult | None = None
         """What :meth:`activate` did; None while inactive."""
+        self.on_deadline: Literal["activate", "kill"] = "activate"
+        self._ward: int | None = None
+        self._guardian_injects = False
+        self._acted = threading.Event()
 
     @property
     def filter(self) -> Filter:
@@ -163,13 +175,98 @@ class Attachment(Owned):
             self._check_open("activate")
             if self._slot:
                 gate.write(self._filter, self._slot, gate.ACTIVE, f"activate the gate of {self.pid}")
+                self._changed("active", "the gate was activated")
                 return
             if self.result is not None:
                 return
-            result, self._listeners = self._filter._install(self)
-            self.result = result
-            if self._listeners:
-                self._filter._listen(self._listeners)
+            if not self._guardian_injects:
+                self._adopt(*self._filter._install(self))
+                if self._ward is not None and self._filter._guardian is not None:
+                    self._filter._guardian.listen(self._ward, self._listeners)
+        if self._guardian_injects:
+            self._activate_through_guardian()
+        self._changed("active", "activated")
+
+    def _adopt(self, result: AttachResult, listeners: tuple[int, ...]) -> None:
+        self._listeners = listeners
+        self.result = result
+        if listeners:
+            self._filter._listen(listeners)
+
+    def _activate_through_guardian(self) -> None:
+        """Let it be done by who survives us, so that at no moment the filter is in force and its listener only ours."""
+        warden = self._filter._guardian
+        assert warden is not None and self._ward is not None
+        message, fds = warden.activate(self._ward, int(self.timeout * 1e9))
+        if -message["error"] in (errno.EINPROGRESS, errno.EALREADY):
+            # The deadline came first.
+            if self._acted.wait(self.timeout + 60) and self.result is not None:
+                return
+            raise TargetGoneError(errno.ESRCH, f"attach to pid {self.pid}: it ended, or was killed at its deadline")
+        if "refusal" not in message:
+            raise KernelError(-message["error"], f"attach to pid {self.pid}: the guardian died; nothing is known of it")
+        with self._lock:
+            self._adopt_message(message, fds)
+
+    def _adopt_message(self, message: guardian.Message, fds: list[int]) -> None:
+        tids = tuple(o[0] for o in message["outcomes"])
+        if message["error"] < 0:
+            for fd in fds:
+                os.close(fd)
+            raise explain(
+                message["refusal"], -message["error"], self.pid, message["tid"], message["other_tracer"], tids, self.timeout
+            )
+        outcomes = tuple(ThreadOutcome(o[0], _known(o[1]), _known(o[2])) for o in message["outcomes"])
+        self._adopt(
+            AttachResult(
+                outcomes, message["no_new_privs_set"], message["suspended"], message["stop_ns"], message["residue"]
+            ),
+            tuple(fds),
+        )
+
+    def _on_acted(self, message: guardian.Message, fds: list[int]) -> None:
+        """The guardian has acted at the deadline. For Filter only."""
+        state = message["state"]
+        if state == guardian.ACTIVE:
+            with self._lock, contextlib.suppress(AttachError):  # in force, and without a listener
+                self._adopt_message(message, fds)
+        self._acted.set()
+        names: dict[int, State] = {guardian.ACTIVE: "active", guardian.KILLED: "dead", guardian.GONE: "dead"}
+        why = "killed by the guardian" if state == guardian.KILLED else "the guardian acted at the deadline"
+        self._changed(names.get(state, "inactive"), why if state != guardian.FAILED else "the guardian FAILED to act")
+
+    def _changed(self, state: State, why: str) -> None:
+        """The audit event of every change."""
+        _log.info("process %d is %s: %s", self.pid, state, why, extra={"target": self.pid, "state": state, "why": why})
+        if self._filter.on_state_change is not None:
+            self._filter.on_state_change(self, state, why)
+
+    def fail_closed(self) -> None:
+        """Do now what the deadline would do: activate, or kill the process. Nothing if it is active, dead or closed.
+
+        Raises as :meth:`activate` does; the process then runs on unfiltered.
+        """
+        if self.closed or self.activated or self.query().state == "dead":
+            return
+        if self.on_deadline == "activate":
+            self.activate()
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._changed("dead", "killed: inactive where it must not be")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close. Inactive and alive, it is activated first (or killed, if ``on_deadline`` says so), and InactiveError raised.
+
+        Activated, because that is what was announced, and it harms no process that behaves; to give an attachment up, call
+        :meth:`close`. An exception that is under way goes on, with a note.
+        """
+        try:
+            leave_block([self], value)
+        finally:
+            self.close()
 
     def pause(self) -> None:
         """Make a gate inactive again: calls that are gated run, until :meth:`resume`. One store.
@@ -178,11 +275,13 @@ class Attachment(Owned):
         """
         self._check_turn(gate.PAUSED, "pause")
         gate.write(self._filter, self._slot, gate.PAUSED, f"pause the gate of {self.pid}")
+        self._changed("inactive", "the gate was paused")
 
     def resume(self) -> None:
         """Make a gate active again. Raises UnsupportedError for what is no gate."""
         self._check_turn(gate.ACTIVE, "resume")
         gate.write(self._filter, self._slot, gate.ACTIVE, f"resume the gate of {self.pid}")
+        self._changed("active", "the gate was resumed")
 
     def _check_turn(self, state: int, doing: str) -> None:
         self._check_open(doing)
@@ -211,7 +310,8 @@ class Attachment(Owned):
                 how(Program.from_bytes(code), self._filter.log, False, self)
                 self.hardened = True
             gate.write(self._filter, self._slot, gate.ACTIVE, f"harden the gate of {self.pid}")
-            return kept > 0
+        self._changed("active", "the gate was hardened")
+        return kept > 0
 
     def _install_gate(
         self, server: _core.Gate, program: Program, triggers: list[tuple[int, int]], wait_killable: bool
@@ -219,7 +319,7 @@ class Attachment(Owned):
         """Put the gate program in, its listener served before the first call can be gated. For Filter only."""
         if self.pid == os.getpid():
             before = query(pidfd=self._pidfd)
-            flags = _flags(False, wait_killable) | (_FLAG_TSYNC if self.threads == "all" else 0)
+            flags = program_flags(False, wait_killable) | (_FLAG_TSYNC if self.threads == "all" else 0)
             no_new_privs = {False: 0, True: 1, "auto": -1}[self.no_new_privs]
             try:
                 listener = server.install(bytes(program), flags, no_new_privs, self._slot, triggers)
@@ -258,7 +358,8 @@ class Attachment(Owned):
                 return
             pidfd, self._pidfd = self._pidfd, -1
             listeners, self._listeners = self._listeners, ()
-        self._filter._forget(self, listeners)
+            ward, self._ward = self._ward, None
+        self._filter._forget(self, listeners, ward)
         if self._slot and self._filter._page.writable:
             self._filter._page.set(self._slot, gate.NONE)
         for fd in (*listeners, pidfd):
@@ -269,7 +370,42 @@ class Attachment(Owned):
         return f"<Attachment to {self.pid} {what}>"
 
 
+def leave_block(attachments: list[Attachment], value: BaseException | None) -> None:
+    """See to it that no attachment leaves a ``with`` block inactive unnoticed."""
+    # One with a trigger of its own is not to be hurried, and a gate without its listener denies by itself (ENOSYS).
+    plain = [a for a in attachments if type(a) is Attachment and a.mode != "gate" and not a.closed and not a.activated]
+    left = [a for a in plain if a.query().state != "dead"]
+    if not left:
+        return
+    done = "activated" if left[0].on_deadline == "activate" else "killed"
+    text = f"left a with block while inactive: {left!r}; {done} now. close() gives an attachment up"
+    for attachment in left:
+        attachment.fail_closed()
+    if value is None:
+        raise InactiveError(errno.EINVAL, text)
+    value.add_note(text)
+
+
 # --------------------------------------------------------------------- options
+
+def death_answer(option: object) -> _core.Answer | None:
+    """What on_supervisor_death= means; ValueError for what it cannot."""
+    if option is None:
+        return None
+    if option == "allow":
+        return _core.Answer(1)
+    if option == "kill":
+        return _core.Answer(4)
+    if isinstance(option, _core.Answer) and option.kind in (1, 2, 4):
+        return option
+    raise ValueError(f"attach: on_supervisor_death is allow(), deny(errno) or kill(), got {option!r}")
+
+
+def deadline_ns(deadline: float | None) -> int:
+    """The moment on the monotonic clock, in nanoseconds; -1 for none."""
+    return -1 if deadline is None else time.monotonic_ns() + int(deadline * 1e9)
+
+
 
 
 def check_options(
@@ -296,13 +432,14 @@ def check_options(
         raise ValueError(f"attach: no_new_privs is True, False or 'auto', got {no_new_privs!r}")
     if on_deadline not in ("activate", "kill"):
         raise ValueError(f"attach: on_deadline is 'activate' or 'kill', got {on_deadline!r}")
+    if deadline is not None and not (isinstance(deadline, (int, float)) and 0 <= deadline <= 1e9):
+        raise ValueError(f"attach: deadline is 0 to 1e9 seconds, or None, got {deadline!r}")
     if not 0 < timeout <= 3600:
         raise ValueError(f"attach: timeout is more than 0 and at most 3600 seconds, got {timeout!r}")
     asked = {
         f"mode={mode!r}": mode == "park",
         "tree=True": tree,
         "cgroup=": cgroup is not None,
-        "deadline=": deadline is not None,
     }
     if activate_on == "exec" and threads != "all":
         raise ValueError("attach: activate_on='exec' is for the new program, which has one thread; leave threads='all'")
@@ -354,7 +491,7 @@ def _open_pid(pid: int) -> tuple[int, int]:
 Installed = tuple[AttachResult, tuple[int, ...]]
 
 
-def _flags(log: bool, wait_killable: bool) -> int:
+def program_flags(log: bool, wait_killable: bool) -> int:
     flags = _FLAG_LOG if log else 0
     if wait_killable and _core.install_knows_flags(_FLAG_NEW_LISTENER | _FLAG_WAIT_KILLABLE):
         flags |= _FLAG_WAIT_KILLABLE
@@ -363,7 +500,7 @@ def _flags(log: bool, wait_killable: bool) -> int:
 
 def attach_self(program: Program, log: bool, wait_killable: bool, attachment: Attachment) -> Installed:
     """Load the program for the calling process; no ptrace."""
-    flags = _flags(log, wait_killable)
+    flags = program_flags(log, wait_killable)
     flags |= _FLAG_TSYNC if attachment.threads == "all" else 0
     flags |= _FLAG_NEW_LISTENER if program.notifies else 0
     before = query(pidfd=attachment.pidfd)
@@ -404,8 +541,8 @@ def attach_raw(program: Program, log: bool, wait_killable: bool, attachment: Att
     return _core.attach(
         attachment.pidfd,
         bytes(program),
-        _flags(log, wait_killable),
-        _NO_NEW_PRIVS[attachment.no_new_privs],
+        program_flags(log, wait_killable),
+        NO_NEW_PRIVS[attachment.no_new_privs],
         attachment.threads == "one",
         _yama_scope() == 1 and not _has_cap_sys_ptrace(),
         int(attachment.timeout * 1e9),
@@ -415,7 +552,7 @@ def attach_raw(program: Program, log: bool, wait_killable: bool, attachment: Att
 def arm(program: Program, log: bool, wait_killable: bool, pidfd: int, no_new_privs: bool | str, timeout: float) -> _core.Trigger:
     """Arm the core's trigger."""
     return _core.Trigger(
-        pidfd, bytes(program), _flags(log, wait_killable), _NO_NEW_PRIVS[no_new_privs], int(timeout * 1e9)
+        pidfd, bytes(program), program_flags(log, wait_killable), NO_NEW_PRIVS[no_new_privs], int(timeout * 1e9)
     )
 
 

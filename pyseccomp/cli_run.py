@@ -129,7 +129,11 @@ def attach(options: argparse.Namespace) -> int:
         _say(f"detached: filter fd {filter.fileno()}, {len(program)} instructions")
         with filter.attach(options.pid, active=False, timeout=options.timeout) as attachment:
             if options.inactive:
-                _wait_for_activation(attachment, options.after)
+                try:
+                    _wait_for_activation(attachment, options.after)
+                except BaseException:
+                    attachment.close()  # Ctrl-C gives it up
+                    raise
             attachment.activate()
             _say_active(attachment)
             if program.notifies:

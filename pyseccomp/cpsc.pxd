@@ -296,6 +296,48 @@ cdef extern from "psc.h" nogil:
     int psc_gate_install(psc_gate *gate, const sock_filter *insns, size_t len, uint32_t flags, int no_new_privs,
                          unsigned int slot, const psc_gate_trigger *triggers, size_t n_triggers)
     int psc_gate_remove(psc_gate *gate, int listener)
+    # journal, guardian
+    cdef struct psc_journal:
+        pass
+    int psc_journal_new(int *ret_fd, psc_journal **ret_journal)
+    void psc_journal_free(psc_journal *journal)
+    int psc_inbox_keep_journal(psc_inbox *inbox, psc_journal *journal)
+    enum: PSC_GUARDIAN_FDS
+    cdef struct psc_guardian_outcome:
+        int tid
+        int filters_before
+        int filters_after
+        bint listener
+    cdef struct psc_guardian_message:
+        uint32_t kind
+        uint32_t serial
+        uint32_t ward
+        int error
+        uint32_t state
+        bint guarded
+        bint kill
+        bint inject
+        bint leader_only
+        psc_answer answer
+        int64_t deadline
+        uint64_t timeout_ns
+        uint32_t flags
+        uint32_t no_new_privs
+        uint32_t refusal
+        int pid
+        int tid
+        int other_tracer
+        uint64_t stop_ns
+        uint64_t residue
+        bint no_new_privs_set
+        bint suspended
+        bint common_listener
+        bint more
+        uint32_t n_outcomes
+        psc_guardian_outcome outcomes[63]
+    int psc_guardian_start(const char *path, int *ret_socket)
+    int psc_guardian_send(int socket, const psc_guardian_message *message, const int *fds, size_t n)
+    int psc_guardian_receive(int socket, psc_guardian_message *ret_message, int *ret_fds)
 
 cdef extern from "errno.h" nogil:
     enum: ECANCELED  # libc.errno of Cython lacks it

@@ -108,3 +108,7 @@ class ReceiveTimeoutError(NotificationError, TimeoutError):
 
 class ReceiveStoppedError(NotificationError):
     """``stop()`` ended the wait."""
+
+
+class InactiveError(AttachError):
+    """An attachment was left inactive where it must not be; it was activated, or its process killed."""

@@ -7,19 +7,36 @@ import fcntl
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import reduction
+from types import TracebackType
 from typing import Any, Literal, Self
 
 from pyseccomp import _core, gate
-from pyseccomp.attach import Attachment, AttachmentState, Target, attach_other, attach_self, check_options, open_target
+from pyseccomp.attach import (
+    NO_NEW_PRIVS,
+    Attachment,
+    AttachmentState,
+    Target,
+    attach_other,
+    attach_self,
+    check_options,
+    deadline_ns,
+    death_answer,
+    leave_block,
+    open_target,
+    program_flags,
+)
+from pyseccomp.guardian import Guardian, Message
 from pyseccomp.errors import FilterFdError, KernelError, UnsupportedError
 from pyseccomp.notify import Receiver, new_inbox
 from pyseccomp.owned import Owned
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.query import State
+from pyseccomp.responder import Answer
 
 _LOG = 1
 _WAIT_KILLABLE = 2
@@ -87,6 +104,11 @@ class Filter(Owned, Receiver):
         self._lock = threading.RLock()
         self._page = page
         self._gate: _core.Gate | None = None
+        self._guardian: Guardian | None = None
+        self._wards: dict[int, weakref.ref[Attachment]] = {}
+        self._next_ward = 0
+        self.on_state_change: Callable[[Attachment, State, str], object] | None = None
+        """Called with (attachment, state, why) at every change; the logger "pyseccomp" is told as well."""
 
     # ------------------------------------------------------------- the object
 
@@ -128,6 +150,9 @@ class Filter(Owned, Receiver):
                 return
             fd, self._fd = self._fd, -1
             attachments, self._attachments = self._attachments, []
+            guardian, self._guardian = self._guardian, None
+        if guardian is not None:
+            guardian.close()
         for attachment in attachments:
             attachment.close()
         if self._gate is not None:
@@ -210,6 +235,7 @@ class Filter(Owned, Receiver):
         deadline: float | None = None,
         on_deadline: Literal["activate", "kill"] = "activate",
         timeout: float = 5.0,
+        on_supervisor_death: Answer | Literal["allow", "kill"] | None = None,
     ) -> Attachment:
         """Attach to a process: the caller's own (None), by pid, by anything with ``.pid``, or by pidfd.
 
@@ -235,6 +261,13 @@ class Filter(Owned, Receiver):
         filters the main thread only. no_new_privs: "auto" sets it in the target if the kernel asks for it, and
         :attr:`Attachment.result` tells. timeout: seconds within which every thread must have stopped.
 
+        deadline: with active=False, seconds after which the attachment is activated, or the process killed, as on_deadline
+        says; the death of this process is the deadline too. A process that can then not be filtered, for ``timeout``
+        seconds, is killed. on_supervisor_death: what calls that are notified get when this process is dead, those that it
+        had received through this object among them: allow(), deny(errno) or kill(), which kills the target as well; None:
+        ENOSYS, from the kernel. Both are kept by a guardian, a small process that sleeps until then and is started with
+        the first attachment of a filter that asks for it; if it cannot be, or could not act, the attach is refused.
+
         For another process this takes the right to ptrace it (same user, or CAP_SYS_PTRACE; YAMA may ask more). If it
         carries filters already, CAP_SYS_ADMIN too, to suspend them while the call is made.
 
@@ -244,10 +277,23 @@ class Filter(Owned, Receiver):
         Source: seccomp(2), ptrace(2), pidfd_getfd(2).
         """
         check_options(mode, tree, cgroup, threads, no_new_privs, activate_on, deadline, on_deadline, timeout)
+        answer = death_answer(on_supervisor_death)
+        if deadline is not None and active:
+            raise ValueError("attach: deadline= goes with active=False")
+        if activate_on is not None and answer is not None:
+            raise UnsupportedError(
+                errno.EOPNOTSUPP, "attach: on_supervisor_death= with activate_on= is not in this release; attach at once"
+            )
         self._check_open("attach")
         if activate_on == "exec" and not active:
             raise ValueError("attach: activate_on= says when it becomes active; leave active=False out")
         if mode == "gate" or activate_on not in (None, "exec"):
+            if answer is not None or deadline is not None:
+                raise UnsupportedError(
+                    errno.EOPNOTSUPP,
+                    "attach: a gate with deadline= or on_supervisor_death= is not in this release; its calls fail with "
+                    "ENOSYS when its manager dies",
+                )
             return self._attach_gate(target, pidfd, active, threads, no_new_privs, activate_on, timeout)
         pid, fd = open_target(target, pidfd)
         kind = Attachment if activate_on is None else _triggered()
@@ -256,6 +302,13 @@ class Filter(Owned, Receiver):
         except BaseException:
             os.close(fd)
             raise
+        attachment.on_deadline = on_deadline
+        if answer is not None or deadline is not None:
+            try:
+                self._guard(attachment, answer, deadline)
+            except BaseException:
+                attachment.close()
+                raise
         if active:
             try:
                 attachment._begin()
@@ -278,6 +331,8 @@ class Filter(Owned, Receiver):
                 attachment.close()
                 self._check_open("attach")
             self._attachments.append(attachment)
+        if not attachment.activated:
+            attachment._changed("inactive", "bound")
         return attachment
 
     def _attach_gate(
@@ -310,7 +365,74 @@ class Filter(Owned, Receiver):
         except BaseException:
             attachment.close()
             raise
+        attachment._changed("active" if attachment.activated else "inactive", "attached as a gate")
         return attachment
+
+    def _guard(self, attachment: Attachment, answer: Answer | None, deadline: float | None) -> None:
+        """Put an attachment into the guardian's care before anything is done to its process."""
+        if attachment.pid == os.getpid():
+            raise UnsupportedError(
+                errno.EOPNOTSUPP, "attach to oneself: nobody supervises from outside, so no guardian can; fork a target"
+            )
+        with self._lock:
+            if self._guardian is None:
+                me = weakref.WeakMethod(self._on_acted)
+                lost = weakref.WeakMethod(self._on_lost)
+                self._guardian = Guardian(
+                    self._memfd, self._inbox, lambda *event: _call(me, *event), lambda: _call(lost)
+                )
+            ward, self._next_ward = self._next_ward, self._next_ward + 1
+            self._wards[ward] = weakref.ref(attachment)
+        flags = self._flags if self._program.notifies else self._flags & ~_WAIT_KILLABLE
+        attachment._guardian_injects = self._guardian.watch(
+            ward,
+            attachment.pidfd,
+            f"attach to pid {attachment.pid} with a guardian",
+            guarded=answer is not None,
+            answer=answer,
+            deadline=deadline_ns(deadline),
+            kill=attachment.on_deadline == "kill",
+            inject=deadline is not None,
+            leader_only=attachment.threads == "one",
+            timeout_ns=int(attachment.timeout * 1e9),
+            flags=program_flags(bool(flags & _LOG), bool(flags & _WAIT_KILLABLE)),
+            no_new_privs=NO_NEW_PRIVS[attachment.no_new_privs],
+        )
+        attachment._ward = ward
+
+    def _on_acted(self, message: Message, fds: list[int]) -> None:
+        attachment = self._wards.get(message["ward"], lambda: None)()
+        if attachment is not None:
+            attachment._on_acted(message, fds)
+            return
+        for fd in fds:
+            os.close(fd)
+
+    def _on_lost(self) -> None:
+        """The guardian was killed: nobody would act any more, so act now."""
+        guardian, self._guardian = self._guardian, None
+        if guardian is None:
+            return
+        guardian.close()
+        for attachment in self.attachments:
+            if attachment._ward is None:
+                continue
+            attachment._guardian_injects = False
+            attachment._changed("active" if attachment.activated else "inactive", "the guardian died; unguarded now")
+            if not attachment.activated:
+                try:
+                    attachment.fail_closed()
+                except OSError as error:
+                    attachment._changed("inactive", f"could not be activated: {error}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; attachments that are still inactive are treated as :meth:`Attachment.__exit__` does."""
+        try:
+            leave_block(list(self.attachments), value)
+        finally:
+            self.close()
 
     def pause(self) -> None:
         """Make every gate of this filter inactive again, by one store; :meth:`resume` undoes it. See Attachment.pause."""
@@ -328,6 +450,8 @@ class Filter(Owned, Receiver):
         for attachment in gates:
             attachment._check_turn(state, doing)
         gate.write(self, 0, state, doing)
+        for attachment in gates:
+            attachment._changed("active" if state == gate.ACTIVE else "inactive", f"{doing} of all gates")
 
     def _refuse_without_gate(self, doing: str) -> None:
         if not self._page.writable:
@@ -337,13 +461,17 @@ class Filter(Owned, Receiver):
     def activate(self) -> None:
         """Activate every attachment that is inactive and whose process lives; all gates by one store.
 
-        Raises NotPermittedError in a process that received the filter and attached nothing. All are tried; the first error is raised afterwards, and the others are noted on it.
+        All are tried; the first error is raised afterwards, and the others are noted on it.
+
+        Raises NotPermittedError in a process that received the filter and attached nothing.
         """
         errors: list[Exception] = []
         attachments = self.attachments
         if any(a.mode == "gate" for a in attachments) or (not attachments and not self._page.writable):
             gate.write(self, 0, gate.ACTIVE, "activate")
         for attachment in attachments:
+            if attachment.mode == "gate":
+                attachment._changed("active", "activation of all gates")
             if attachment.mode != "gate" and not attachment.activated and attachment.query().state != "dead":
                 try:
                     attachment.activate()
@@ -378,8 +506,12 @@ class Filter(Owned, Receiver):
             alone = len(fds) == 1 and self._gate is None
             os.dup2(fds[0] if alone else self._inbox.epoll_fd, self._fd, inheritable=False)
 
-    def _forget(self, attachment: Attachment, listeners: tuple[int, ...]) -> None:
+    def _forget(self, attachment: Attachment, listeners: tuple[int, ...], ward: int | None) -> None:
         """Receive from these no more. For Attachment only."""
+        if ward is not None:
+            self._wards.pop(ward, None)
+            if self._guardian is not None:
+                self._guardian.release(ward)
         with self._lock:
             for listener in listeners:
                 if attachment.mode == "gate" and self._gate is not None:
@@ -409,6 +541,12 @@ def _triggered() -> type[Attachment]:
     from pyseccomp.triggers import TriggeredAttachment
 
     return TriggeredAttachment
+
+
+def _call(method: weakref.WeakMethod[Callable[..., None]], *args: Any) -> None:
+    target = method()
+    if target is not None:
+        target(*args)
 
 
 def _rebuild(dup: Any) -> Filter:

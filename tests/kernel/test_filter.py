@@ -246,7 +246,7 @@ def test_a_filter_is_made_of_a_policy_or_a_program_only(bad: object) -> None:
         ({"mode": "park"}, ps.UnsupportedError),
         ({"tree": True}, ps.UnsupportedError),
         ({"cgroup": "/"}, ps.UnsupportedError),
-        ({"deadline": 1.0}, ps.UnsupportedError),
+        ({"deadline": 1.0}, ValueError),
         ({"activate_on": "exec"}, ps.UnsupportedError),
         ({"active": False}, ps.UnsupportedError),
     ],

@@ -1,0 +1,171 @@
+/* ward.c - one target in the care of a guardian. */
+#define _GNU_SOURCE
+#include "guardian.h"
+#include "inbox.h"
+#include "journal.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/time.h>
+#include <time.h>
+
+#define RETRY_NS 20000000
+#define BRIEF_US 20000
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+void psc_ward_destroy(struct psc_ward *ward)
+{
+	for (size_t i = 0; i < ward->n_listeners; i++)
+		psc_close_fd(&ward->listeners[i]);
+	free(ward->listeners);
+	psc_close_fd(&ward->pidfd);
+	*ward = (struct psc_ward){ .pidfd = -1 };
+}
+
+int psc_ward_add_listeners(struct psc_ward *ward, const int *fds, size_t n)
+{
+	int *more = reallocarray(ward->listeners, ward->n_listeners + n, sizeof(*more));
+
+	if (!more) {
+		for (size_t i = 0; i < n; i++)
+			close(fds[i]);
+		return -ENOMEM;
+	}
+	memcpy(more + ward->n_listeners, fds, n * sizeof(*fds));
+	ward->listeners = more;
+	ward->n_listeners += n;
+	return 0;
+}
+
+/* pidfd_getfd asks for the same right as ptrace does, YAMA included. */
+bool psc_ward_can_inject(const struct psc_ward *ward)
+{
+	return psc_syscall(SYS_pidfd_getfd, ward->pidfd, -1, 0) == -EBADF;
+}
+
+/* ------------------------------------------------------------------ filter */
+
+static bool has_ended(int pidfd)
+{
+	struct pollfd p = { .fd = pidfd, .events = POLLIN };
+
+	return poll(&p, 1, 0) != 0;
+}
+
+static void try_once(struct psc_work *work)
+{
+	const struct psc_attach_options options = {
+		.pidfd = work->pidfd,
+		.insns = work->filter.insns,
+		.len = work->filter.len,
+		.flags = work->options.flags,
+		.no_new_privs = (enum psc_no_new_privs)work->options.no_new_privs,
+		.leader_only = work->options.leader_only,
+		.timeout_ns = work->options.timeout_ns,
+	};
+
+	work->r = psc_attach(&options, &work->result);
+	if (work->r == 0 || work->result.refusal == PSC_REFUSED_NO_LISTENER)
+		work->state = PSC_WARD_ACTIVE;
+	else if (work->result.refusal == PSC_REFUSED_GONE || has_ended(work->pidfd))
+		work->state = PSC_WARD_GONE;
+}
+
+static void close_results(struct psc_work *work)
+{
+	psc_close_fd(&work->result.listener);
+	for (size_t i = 0; i < work->result.n_threads; i++)
+		psc_close_fd(&work->result.threads[i].listener);
+	psc_attach_result_destroy(&work->result);
+}
+
+/* What may be different a moment later: a debugger, the injector of the manager
+ * that has just died, a thread in the middle of vfork. */
+static bool may_pass(enum psc_refusal refusal)
+{
+	return refusal == PSC_REFUSED_TRACED || refusal == PSC_REFUSED_UNSTOPPABLE || refusal == PSC_REFUSED_INJECTOR ||
+	       refusal == PSC_REFUSED_FAULT;
+}
+
+static void kill_target(struct psc_work *work)
+{
+	long r = psc_syscall(SYS_pidfd_send_signal, work->pidfd, SIGKILL, NULL, 0);
+
+	work->state = r == 0 ? PSC_WARD_KILLED : r == -ESRCH ? PSC_WARD_GONE : PSC_WARD_FAILED;
+	if (r < 0)
+		work->r = (int)r;
+}
+
+void psc_work_run(struct psc_work *work)
+{
+	const struct timespec nap = { 0, RETRY_NS };
+	uint64_t end = now_ns() + work->options.timeout_ns;
+
+	work->result = (struct psc_attach_result){ .listener = -1 };
+	work->state = PSC_WARD_INACTIVE;
+	if (work->automatic && work->options.kill) {
+		kill_target(work);
+		return;
+	}
+	try_once(work);
+	while (work->automatic && work->state == PSC_WARD_INACTIVE && may_pass(work->result.refusal) && now_ns() < end) {
+		nanosleep(&nap, NULL);
+		close_results(work);
+		try_once(work);
+	}
+	/* Nobody could be told that it runs on without its filter. */
+	if (work->automatic && work->state == PSC_WARD_INACTIVE)
+		kill_target(work);
+}
+
+/* ------------------------------------------------------------------ answer */
+
+/* Another holder of the listener may take what poll saw, and RECV would wait for
+ * the next: an alarm interrupts it. */
+static int receive_briefly(int listener, union psc_notif *ret_n)
+{
+	const struct itimerval soon = { { 0, BRIEF_US }, { 0, BRIEF_US } }, never = { 0 };
+	int r;
+
+	setitimer(ITIMER_REAL, &soon, NULL);
+	r = psc_notify_receive(listener, ret_n);
+	setitimer(ITIMER_REAL, &never, NULL);
+	return r == -EINTR ? -ENOENT : r;
+}
+
+int psc_ward_answer_one(int listener, const struct psc_answer *answer)
+{
+	union psc_notif n;
+	int r = psc_notify_poll(listener, 0);
+
+	if (r < 0)
+		return r;
+	if (!(r & PSC_POLL_PENDING))
+		return r & PSC_POLL_GONE ? -ESHUTDOWN : -ENOENT;
+	r = receive_briefly(listener, &n);
+	if (r < 0)
+		return r;
+	/* What fails here is a target that is gone, or one that may not be killed
+	 * and was denied instead. */
+	(void)!psc_notify_answer(listener, &n.n, answer);
+	return 0;
+}
+
+void psc_ward_answer_orphans(const struct psc_ward *ward, struct psc_journal *journal)
+{
+	union psc_notif n;
+	size_t at = 0;
+
+	while (psc_journal_next(journal, &at, &n))
+		for (size_t i = 0; i < ward->n_listeners; i++)
+			if (psc_notify_valid(ward->listeners[i], n.n.id) == 0)
+				(void)!psc_notify_answer(ward->listeners[i], &n.n, &ward->options.answer);
+}
