@@ -41,8 +41,9 @@ struct psc_policy {
 struct entry {
 	uint32_t nr;
 	uint32_t rule;
-	uint32_t mask, call; /* through a multiplexer: its first argument; mask 0 otherwise */
-	bool maybe;          /* and it has conditions */
+	uint8_t through; /* a multiplexer, whose first argument has so many bits; 0: none */
+	uint8_t call;    /* and what they must be */
+	bool maybe;      /* and the rule has conditions */
 };
 
 int psc_policy_new(uint32_t default_action, uint32_t bad_arch, enum psc_priority priority,
@@ -435,7 +436,8 @@ static size_t collect_rule(struct psc_policy *policy, struct dd *dd, enum psc_ar
 		return count;
 	condition = condition_of(policy, dd, rule, arch);
 	if (condition != DD_FALSE)
-		entries[count++] = (struct entry){ through.nr, index, through.mask, through.call, condition != DD_TRUE };
+		entries[count++] = (struct entry){ through.nr, index, (uint8_t)__builtin_popcount(through.mask),
+						   (uint8_t)through.call, condition != DD_TRUE };
 	return count;
 }
 
@@ -450,9 +452,9 @@ static size_t collect(struct psc_policy *policy, struct dd *dd, enum psc_arch ar
 
 static uint32_t entry_condition(struct psc_policy *policy, struct dd *dd, enum psc_arch arch, const struct entry *entry)
 {
-	if (entry->mask == 0)
+	if (entry->through == 0)
 		return condition_of(policy, dd, &policy->rules[entry->rule], arch);
-	return word_masked(dd, WORD_ARG0_LOW, entry->mask, entry->call);
+	return word_masked(dd, WORD_ARG0_LOW, UINT32_MAX >> (32 - entry->through), entry->call);
 }
 
 /* What rules of one call come to: where any of them matches, and what is done
@@ -480,12 +482,30 @@ static struct layers lay(struct psc_policy *policy, struct dd *dd, enum psc_arch
 				psc_dd_ite(dd, above.matches, above.node, below.node) };
 }
 
+/* True if one rule has no conditions and no other does anything else. */
+static bool is_plain(const struct psc_policy *policy, const struct entry *entries, size_t count)
+{
+	uint32_t action = policy->rules[entries->rule].action;
+	bool plain = false;
+
+	for (size_t i = 0; i < count; i++) {
+		const struct rule *rule = &policy->rules[entries[i].rule];
+
+		if (rule->action != action)
+			return false;
+		plain |= rule->count == 0 && entries[i].through == 0;
+	}
+	return plain;
+}
+
 /* Lay all entries of one number: those that may match cap what is below them. */
 static uint32_t lay_all(struct psc_policy *policy, struct dd *dd, enum psc_arch arch, const struct entry *entries,
 			size_t count, uint32_t node)
 {
 	size_t i = 0, from;
 
+	if (is_plain(policy, entries, count))
+		return psc_dd_leaf(dd, policy->rules[entries->rule].action);
 	while (i < count) {
 		for (from = i; i < count && !entries[i].maybe; i++)
 			;

@@ -90,14 +90,15 @@ class Policy:
         self.arches = _arches(arches)
         self.ignored: tuple[str, ...] = ()
         self.oci: dict[str, Any] = {}
-        self._rules: list[Rule] = []
+        self._rules: list[tuple[Action, str | int, tuple[Condition, ...], Arch | None]] = []
+        self._checked_last = self.default
         self._core_rules: list[tuple[int, int, int, tuple[Term, ...]]] = []
         self._known = syscalls.indexes_of(self.arches, multiplexed == "closed")
 
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules in the order they were added."""
-        return tuple(self._rules)
+        return tuple(Rule(*rule) for rule in self._rules)
 
     def __repr__(self) -> str:
         arches = ", ".join(a.value for a in self.arches)
@@ -113,8 +114,11 @@ class Policy:
             UnknownSyscallError: no architecture of the policy has such a call; ``suggestions`` holds the nearest names.
             PolicyError: no such action, a number without its architecture, something that is not a condition.
         """
-        action = _checked(action, "the rule's action")
+        if action is not self._checked_last:
+            self._checked_last = _checked(action, "the rule's action")
+        action = self._checked_last
         terms: tuple[Term, ...] = ()
+        place: Arch | None = None
         for condition in conditions:
             if not isinstance(condition, Condition):
                 raise PolicyError(f"{syscall}: {condition!r} is not a condition; write Arg(index, op, value)")
@@ -124,11 +128,11 @@ class Policy:
             if index not in self._known:
                 where = ", ".join(a.value for a in self.arches)
                 raise UnknownSyscallError(f"{syscall!r} is no system call of {where} (other architectures have it)")
-            rule, core = Rule(action, syscall, conditions), (int(action), index, -1, terms)
+            core = (int(action), index, -1, terms)
         else:
             place, call = self._on_one(syscall, arch)
-            rule, core = Rule(action, syscall, conditions, place), (int(action), call, place.index, terms)
-        self._rules.append(rule)
+            core = int(action), call, place.index, terms
+        self._rules.append((action, syscall, conditions, place))
         self._core_rules.append(core)
 
     def _on_one(self, syscall: str | int, arch: ArchLike) -> tuple[Arch, int]:
