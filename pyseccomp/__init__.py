@@ -26,6 +26,7 @@ from pyseccomp.actions import (
     Condition as Condition,
     In as In,
 )
+from pyseccomp.conflicts import Conflict as Conflict
 from pyseccomp.equivalence import Difference as Difference, difference as difference, equivalent as equivalent
 from pyseccomp.policy import Policy as Policy, Rule as Rule
 from pyseccomp.program import Decision as Decision, Program as Program
@@ -72,7 +73,9 @@ from pyseccomp.errors import (
     NotificationError as NotificationError,
     NotificationGoneError as NotificationGoneError,
     PartialAttachError as PartialAttachError,
+    ContradictionError as ContradictionError,
     PolicyError as PolicyError,
+    PolicyTooLargeError as PolicyTooLargeError,
     ProgramError as ProgramError,
     ReceiveStoppedError as ReceiveStoppedError,
     ReceiveTimeoutError as ReceiveTimeoutError,

@@ -63,6 +63,8 @@ def compile_policy(
     optimize: int,
     weights: list[tuple[int, int, float]],
     separate: bool = False,
+    part: list[tuple[int, int, int]] | None = None,
+    others: bool = False,
 ) -> bytes: ...
 # notifications
 def install_wake_signal() -> int: ...

@@ -20,8 +20,7 @@ import os
 import warnings
 from typing import Any
 
-from pyseccomp.errors import PolicyError, ProgramError
-from pyseccomp.errors import ProgramError
+from pyseccomp.errors import PolicyError, PolicyTooLargeError, ProgramError
 from pyseccomp.errors import NotificationError, NotificationGoneError, ReceiveStoppedError, TargetsGoneError, UnsupportedError
 
 
@@ -331,38 +330,49 @@ cdef int _add_rule(cpsc.psc_policy *policy, tuple rule, cpsc.psc_term *terms) ex
     return cpsc.psc_policy_add_number(policy, action, <cpsc.psc_arch>arch, <uint32_t>call, terms, count)
 
 
-cdef bytes _compile(cpsc.psc_policy *policy, int optimize, list weights):
+cdef bytes _compile(cpsc.psc_policy *policy, int optimize, list weights, list part, bint others):
     cdef cpsc.psc_compile_options options
     cdef cpsc.psc_weight *table = <cpsc.psc_weight *>malloc((len(weights) + 1) * sizeof(cpsc.psc_weight))
+    cdef size_t span_count = len(part) if part is not None else 0
+    cdef cpsc.psc_span *spans = <cpsc.psc_span *>malloc((span_count + 1) * sizeof(cpsc.psc_span))
     cdef cpsc.sock_filter *insns = NULL
     cdef size_t n = 0
     cdef int r
-    if table is NULL:
-        raise MemoryError
     try:
+        if table is NULL or spans is NULL:
+            raise MemoryError
         for i, (token, nr, weight) in enumerate(weights):
             table[i] = cpsc.psc_weight(token, nr, weight)
+        for i, (token, first, last) in enumerate(part or ()):
+            spans[i] = cpsc.psc_span(token, first, last, -1, False, 0, 0)
         memset(&options, 0, sizeof(options))
         options.optimize = <cpsc.psc_optimize>optimize
         options.weights = table
         options.weight_count = len(weights)
+        options.part = part is not None
+        options.others = others
+        options.spans = spans
+        options.span_count = span_count
         with nogil:
             r = cpsc.psc_policy_compile(policy, &options, &insns, &n)
         if r == -errno.E2BIG and n == 0:
             raise PolicyError("the policy cannot be compiled: the conditions of one syscall are too many together")
         if r == -errno.E2BIG:
-            raise PolicyError(f"the program would have {n} instructions, and the kernel takes {cpsc.PSC_MAX_INSNS}")
+            raise PolicyTooLargeError(
+                f"the program would have {n} instructions, and the kernel takes {cpsc.PSC_MAX_INSNS}", instructions=n
+            )
         if r < 0:
             raise MemoryError if r == -errno.ENOMEM else PolicyError(f"the policy cannot be compiled: {os.strerror(-r)}")
         return (<const char *>insns)[:n * sizeof(cpsc.sock_filter)]
     finally:
         free(table)
+        free(spans)
         free(insns)
 
 
 def compile_policy(
     uint32_t default, uint32_t bad_arch, int priority, bint low_words, arches, list rules, int optimize, list weights,
-    bint separate=False
+    bint separate=False, list part=None, bint others=False
 ) -> bytes:
     cdef cpsc.psc_policy *policy = NULL
     cdef cpsc.psc_term *terms = <cpsc.psc_term *>malloc(cpsc.PSC_MAX_TERMS * sizeof(cpsc.psc_term))
@@ -380,7 +390,7 @@ def compile_policy(
             r = _add_rule(policy, rule, terms)
             if r < 0:
                 raise MemoryError if r == -errno.ENOMEM else PolicyError(f"a rule is not valid: {rule!r}: {os.strerror(-r)}")
-        return _compile(policy, optimize, weights)
+        return _compile(policy, optimize, weights, part, others)
     finally:
         cpsc.psc_policy_free(policy)
         free(terms)

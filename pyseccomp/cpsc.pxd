@@ -162,12 +162,19 @@ cdef extern from "psc.h" nogil:
         uint32_t token
         uint32_t nr
         double weight
+    cdef struct psc_span:
+        uint32_t token, first, last
+        int arg
+        bint low
+        uint64_t lo, hi
     cdef struct psc_compile_options:
         psc_optimize optimize
         const psc_weight *weights
         size_t weight_count
         bint part
         bint others
+        const psc_span *spans
+        size_t span_count
     cdef struct psc_policy:
         pass
     int psc_policy_new(uint32_t default_action, uint32_t bad_arch, psc_priority priority, psc_policy **ret_policy)

@@ -27,6 +27,18 @@ class PolicyError(SeccompError, ValueError):
     """A policy, a rule or one of its arguments makes no sense."""
 
 
+class ContradictionError(PolicyError):
+    """Conditions of one rule exclude each other: no call can match them."""
+
+
+class PolicyTooLargeError(PolicyError):
+    """The policy needs more instructions than one program may have; ``instructions`` says how many (0: not known)."""
+
+    def __init__(self, message: str, *, instructions: int = 0) -> None:
+        super().__init__(message)
+        self.instructions = instructions
+
+
 class UnknownSyscallError(PolicyError, LookupError):
     """No system call of that name on that architecture; ``suggestions`` holds the nearest names."""
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pyseccomp import _core, syscalls
 from pyseccomp.actions import ALLOW, KILL_PROCESS, Action, Condition, Term
-from pyseccomp.errors import PolicyError, UnknownSyscallError
+from pyseccomp.errors import ContradictionError, PolicyError, PolicyTooLargeError, UnknownSyscallError
 from pyseccomp.program import Program
 from pyseccomp.syscalls import Arch, ArchLike
+
+if TYPE_CHECKING:
+    from pyseccomp.conflicts import Conflict
 
 Optimize = Literal["size", "depth", "profile"]
 Priority = Literal["restrictive", "first"]
@@ -113,6 +116,7 @@ class Policy:
         Raises:
             UnknownSyscallError: no architecture of the policy has such a call; ``suggestions`` holds the nearest names.
             PolicyError: no such action, a number without its architecture, something that is not a condition.
+            ContradictionError: conditions on one argument exclude each other.
         """
         if action is not self._checked_last:
             self._checked_last = _checked(action, "the rule's action")
@@ -132,8 +136,16 @@ class Policy:
         else:
             place, call = self._on_one(syscall, arch)
             core = int(action), call, place.index, terms
+        if len(conditions) > 1 and self._contradict(core[1], core[2], conditions):
+            told = " and ".join(map(repr, conditions))
+            raise ContradictionError(f"{syscall}: {told} contradict each other: no call can match both")
         self._rules.append((action, syscall, conditions, place))
         self._core_rules.append(core)
+
+    def _contradict(self, call: int, index: int, conditions: tuple[Condition, ...]) -> bool:
+        from pyseccomp import conflicts
+
+        return conflicts.contradict(self, call, index, conditions)
 
     def _on_one(self, syscall: str | int, arch: ArchLike) -> tuple[Arch, int]:
         """The architecture, and the number there; of a name the complement of its index."""
@@ -161,19 +173,56 @@ class Policy:
         A profile maps names or numbers, or (arch, name or number), to counts.
 
         Raises:
-            PolicyError: the program would be longer than the kernel's 4096 instructions.
+            PolicyTooLargeError: the program would be longer than the kernel's 4096 instructions; it names the calls that
+                cost most. :meth:`split` makes several.
         """
         mode = optimize or ("size" if profile is None else "profile")
         if mode not in _OPTIMIZE:
             raise PolicyError(f"optimize={mode!r}: must be 'size', 'depth' or 'profile'")
         if mode == "profile" and not profile:
             raise PolicyError("optimize='profile' needs a profile with at least one call")
-        return Program(
-            _core.compile_policy(
-                self.default, self.bad_arch, _PRIORITY[self.priority], self.low_words, [a.index for a in self.arches],
-                self._core_rules, _OPTIMIZE[mode], self._weights(profile or {}), self.multiplexed == "separate",
-            )
+        try:
+            return Program(self._compiled(mode, self._weights(profile or {})))
+        except PolicyTooLargeError as error:
+            from pyseccomp import stack
+
+            raise stack.say_what_costs(self, error) from None
+
+    def _compiled(
+        self,
+        mode: Optimize,
+        weights: list[tuple[int, int, float]],
+        part: list[tuple[int, int, int]] | None = None,
+        others: bool = False,
+    ) -> bytes:
+        return _core.compile_policy(
+            self.default, self.bad_arch, _PRIORITY[self.priority], self.low_words, [a.index for a in self.arches],
+            self._core_rules, _OPTIMIZE[mode], weights, self.multiplexed == "separate", part, others,
         )  # fmt: skip
+
+    def split(self) -> tuple[Program, ...]:
+        """Compile into as many programs as it takes, usually one.
+
+        Together they decide exactly what the policy does: each decides some of the calls and allows the others, and the
+        kernel takes the strictest answer. Install them in the order given, on the same tasks; the last one decides the
+        default and the calls that load filters, and alone notifies. Between two of them nothing is stricter than the policy.
+
+        Raises:
+            PolicyTooLargeError: a single call, or all that are notified, need more than 4096 instructions.
+            PolicyError: together they are longer than a task may have (32,768 instructions).
+        """
+        from pyseccomp import stack
+
+        return stack.split(self)
+
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """Return the rules that get into each other's way, each with a call that shows it; nothing is wrong with most.
+
+        Exact, by proof over all arguments. Every pair of rules of one call is looked at.
+        """
+        from pyseccomp import conflicts
+
+        return conflicts.find(self)
 
     def _weights(self, profile: Profile) -> list[tuple[int, int, float]]:
         weights: dict[tuple[int, int], float] = {}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pyseccomp as ps
+from pyseccomp.errors import ContradictionError
 
 Args = Sequence[int]
 Predicate = Callable[[Args], bool]
@@ -162,7 +163,10 @@ def add_name(case: Case, action: ps.Action, name: str, conditions: list[tuple[ps
     for arch in case.policy.arches:
         if name in ps.syscalls.names(arch):
             numbers[arch] = ps.syscalls.resolve(name, arch)
-    case.policy.add(action, name, *(c for c, _ in conditions))
+    try:
+        case.policy.add(action, name, *(c for c, _ in conditions))
+    except ContradictionError:
+        return
     note_multiplexed(case, name, [c for c, _ in conditions])
     note(case, action, numbers, conditions)
 
@@ -183,7 +187,10 @@ def note_multiplexed(case: Case, name: str, conditions: list[ps.Condition]) -> N
 
 
 def add_number(case: Case, action: ps.Action, arch: ps.Arch, number: int, conditions: list[tuple[ps.Condition, Predicate]]) -> None:
-    case.policy.add(action, number, *(c for c, _ in conditions), arch=arch)
+    try:
+        case.policy.add(action, number, *(c for c, _ in conditions), arch=arch)
+    except ContradictionError:
+        return
     note(case, action, {arch: number | X32 if arch is ps.Arch.X32 else number}, conditions)
 
 

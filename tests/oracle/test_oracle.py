@@ -88,7 +88,7 @@ def harmless(seed: int) -> Case:
     answers = [ps.ALLOW, ps.ERRNO(1), ps.ERRNO(2), ps.ERRNO(3), ps.ERRNO(4095), ps.LOG, ps.NOTIFY, ps.TRACE(5)]
     donor = random_case(seed, arches=arches, actions=answers)
     policy = ps.Policy(ps.ALLOW, donor.policy.arches, bad_arch=ps.ERRNO(99), priority=donor.policy.priority)
-    case = Case(policy, [], [], donor.values)
+    case = Case(policy, [], [2000], donor.values)
     for (action, numbers, holds), rule in zip(donor.rules, donor.policy.rules, strict=True):
         if not numbers:
             continue  # a call that is made through a multiplexer only
