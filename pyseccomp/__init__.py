@@ -83,3 +83,6 @@ from pyseccomp.errors import (
     UnknownSyscallError as UnknownSyscallError,
     UnsupportedError as UnsupportedError,
 )
+
+# ---- formats
+from pyseccomp.formats import load as load

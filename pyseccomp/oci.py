@@ -278,8 +278,17 @@ def _parse(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any
         raise PolicyError(f"{name}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_SIZE:
         raise PolicyError(f"{name}: larger than {MAX_SIZE >> 20} MiB: not a seccomp profile")
+    return name, decode(data, name)
+
+
+def decode(data: bytes, name: str) -> Any:
+    """Return the value of JSON text in which no object has a key twice; name is what errors call it.
+
+    Raises:
+        PolicyError: not JSON, or not such.
+    """
     try:
-        return name, json.loads(data, object_pairs_hook=_unique)
+        return json.loads(data, object_pairs_hook=_unique)
     except PolicyError as error:
         raise PolicyError(f"{name}: {error}") from None
     except json.JSONDecodeError as error:
@@ -306,16 +315,19 @@ def load(
     arch: ArchLike = None,
     kernel: str | None = None,
     strict: bool = False,
+    name: str | None = None,
 ) -> Policy:
     """Read a profile, or the ``linux.seccomp`` of a container's config.json, as runc would.
 
     caps are the capabilities of the container's bounding set, arch its architecture, kernel the release that minKernel
-    is compared with (None: the running one's). With strict, an unknown system call is an error and not skipped.
+    is compared with (None: the running one's). With strict, an unknown system call is an error and not skipped. name is
+    what errors call the profile (None: its path).
 
     Raises:
         PolicyError: not a profile; the message has the file, the place in it (JSON path) and the reason.
     """
-    name, profile = _parse(source)
+    called, profile = _parse(source)
+    name = name or called
     place = "$"
     if isinstance(profile, Mapping) and "linux" in profile and "defaultAction" not in profile:
         linux = profile["linux"]
