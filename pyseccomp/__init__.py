@@ -87,3 +87,6 @@ from pyseccomp.errors import (
     UnknownSyscallError as UnknownSyscallError,
     UnsupportedError as UnsupportedError,
 )
+
+# ---- formats
+from pyseccomp.formats import load as load

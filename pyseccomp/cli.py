@@ -1,7 +1,7 @@
 """The command ``pyseccomp``: one sub-command per function.
 
 Exit status: 0 done; 1 an error of this package or of a file, in one line on stderr (``check`` and ``demo``: something
-did not work); 2 the command line was wrong; 130 interrupted by Ctrl-C. ``run`` exits as its command did (128 + N when
+did not work; ``diff``: they differ); 2 the command line was wrong (``diff``: or a file); 130 interrupted by Ctrl-C. ``run`` exits as its command did (128 + N when
 signal N killed it), with 125 when it could not start it under the filter, 126 when it cannot be executed, and 127 when
 there is no such command.
 """
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyseccomp import cli_policy, syscalls
+from pyseccomp import cli_policy, formats, syscalls
 from pyseccomp.cli_policy import errno_text
 from pyseccomp.errors import PolicyError, SeccompError
 from pyseccomp.features import Feature, features
@@ -71,11 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="as JSON")
     one = _add(commands, "check", _check, "try what this kernel, this user and this container allow")
     one.add_argument("--json", action="store_true", help="as JSON")
-    one = _add(commands, "compile", _compile, "write a policy's program as raw BPF")
+    one = _add(commands, "compile", _compile, "write a policy in another format")
+    one.add_argument("file", nargs="?", metavar="IN", help="a file of any format, as --policy takes it")
     cli_policy.add_arguments(one)
+    one.add_argument("--format", choices=formats.OUTPUTS, default="bpf", help="of the output (bpf)")
+    one.add_argument("--thread", metavar="NAME", help="which filter of Firecracker's JSON")
     one.add_argument("-o", "--output", required=True, metavar="OUT", help="file to write; - is stdout")
     one = _add(commands, "disasm", _disasm, "show the program of a policy file, or of raw BPF, as text")
     one.add_argument("file", metavar="FILE", help="OCI seccomp JSON or raw BPF; - is stdin")
+    one = _add(commands, "diff", _diff, "show a call for each that two policies answer differently", error_status=2)
+    one.add_argument("first", metavar="A", help="a file of any format")
+    one.add_argument("second", metavar="B", help="a file of any format; - is stdin")
+    one.add_argument("--thread", metavar="NAME", help="which filter of Firecracker's JSON")
     _add_simulate(commands)
     _add(commands, "demo", _demo, "the whole path on a real server: detach, bind, activate under load, answer, query")
     return parser
@@ -179,15 +186,34 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _compile(options: argparse.Namespace) -> int:
-    program = cli_policy.load(options)
+    if options.file is not None and options.policy is not None:
+        raise PolicyError("IN and --policy name the same thing: give one of them")
+    path = options.policy if options.file is None else options.file
+    if path is not None and (options.rules or options.default):
+        raise PolicyError("a policy file and single rules exclude each other: put the rules into the file")
+    source = cli_policy.build(options) if path is None else cli_policy.read_file(path, options.thread)
+    data = formats.dump(source, options.format)
     if options.output == "-":
-        sys.stdout.buffer.write(bytes(program))
+        sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
+        return 0
+    with open(options.output, "wb") as file:
+        file.write(data)
+    if options.format == "oci":
+        print(f"{options.output}: {len(data)} bytes")
     else:
-        with open(options.output, "wb") as file:
-            file.write(bytes(program))
+        program = formats.program(source)
         print(f"{options.output}: {len(program)} instructions, sha256 {program.digest.hex()}")
     return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    first, second = (cli_policy.read_file(path, options.thread) for path in (options.first, options.second))
+    status = 0
+    for one in formats.differences(first, second):
+        print(one)
+        status = 1
+    return status
 
 
 def _disasm(options: argparse.Namespace) -> int:

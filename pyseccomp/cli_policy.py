@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pyseccomp import actions
+from pyseccomp import actions, formats
 from pyseccomp.actions import Action
-from pyseccomp.errors import PolicyError, ProgramError
+from pyseccomp.errors import PolicyError
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 
@@ -66,37 +66,28 @@ def load(options: argparse.Namespace) -> Program:
         if options.rules or options.default:
             raise PolicyError("--policy and single rules exclude each other: put the rules into the file")
         return load_file(options.policy)
+    return build(options).compile()
+
+
+def build(options: argparse.Namespace) -> Policy:
+    """Make the policy of the single rules that the options give."""
     if not options.rules and not options.default:
         raise PolicyError("no policy: give --policy FILE, or rules such as --deny mkdirat=EPERM --notify openat")
     policy = Policy(default=_default(options.default or "allow"))
     for option, text in options.rules or ():
         for name in _names(option, text):
             policy.add(_action(option, text), int(name) if name.isdigit() else name)
-    return policy.compile()
+    return policy
 
 
 def load_file(path: str) -> Program:
     """Read a policy file and tell by its content which kind it is."""
-    data = _read(path)
-    if data.lstrip()[:1] == b"{":
-        import json
+    return formats.program(read_file(path))
 
-        try:
-            profile = json.loads(data)
-        except ValueError as error:
-            raise PolicyError(f"{path}: not valid JSON: {error}") from None
-        try:
-            return Policy.from_oci(profile).compile()
-        except PolicyError as error:
-            raise PolicyError(f"{path}: {error}") from None
-    if not data or len(data) % 8:
-        raise ProgramError(
-            f"{path}: neither OCI JSON (which begins with '{{') nor BPF (a multiple of 8 bytes, not 0): {len(data)} bytes"
-        )
-    try:
-        return Program.from_bytes(data)
-    except ProgramError as error:
-        raise ProgramError(f"{path}: {error}", index=error.index) from None
+
+def read_file(path: str, thread: str | None = None) -> Policy | Program:
+    """Read a policy file of any format; - is stdin."""
+    return formats.parse(_read(path), path, thread=thread)
 
 
 def _read(path: str) -> bytes:

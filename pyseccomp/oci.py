@@ -3,11 +3,17 @@
 What runc does is what is meant here, also where the specification is silent: a rule without ``errnoRet`` answers EPERM; a
 rule with the default's own answer is skipped; several comparisons of the same argument in one rule are alternatives, each
 a rule of its own, while comparisons of different arguments must all hold; names that no architecture has are skipped
-(they are listed in ``policy.ignored``).
+(they are listed in ``policy.ignored``); the machine's own architecture is always one of the program's, and calls of others
+kill the thread; a call's first rule without comparisons decides alone, as libseccomp lets it; on 32-bit ABIs arguments
+have 32 bits. One thing is left out: runc also answers ENOSYS to calls newer than any that the profile names; here they get
+the profile's default.
+
+containers-common's ``errno`` and ``defaultErrno`` (a name or a number) take precedence over errnoRet, as they do there.
 """
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
@@ -18,7 +24,7 @@ from typing import Any, Final, NoReturn
 from pyseccomp import actions
 from pyseccomp.actions import Action, Arg, Condition, Op
 from pyseccomp.errors import PolicyError, UnknownSyscallError
-from pyseccomp.policy import Policy
+from pyseccomp.policy import Policy, Rule
 from pyseccomp.syscalls import Arch, ArchLike
 
 MAX_SIZE: Final = 16 << 20
@@ -45,6 +51,33 @@ _ACTION_NAMES: Final = {
 }
 _OPS: Final = {f"SCMP_CMP_{op.name}": op for op in Op if op is not Op.RANGE}
 _KEPT: Final = ("flags", "listenerPath", "listenerMetadata")
+_FLAGS: Final = tuple(f"SECCOMP_FILTER_FLAG_{name}" for name in ("TSYNC", "LOG", "SPEC_ALLOW", "WAIT_KILLABLE_RECV"))
+_EXTENSION: Final = "x-pyseccomp"
+_PROFILE_KEYS: Final = (
+    "defaultAction", "defaultErrnoRet", "defaultErrno", "architectures", "archMap", "syscalls", *_KEPT, _EXTENSION
+)  # fmt: skip
+_RULE_KEYS: Final = ("names", "name", "action", "errnoRet", "errno", "args", "includes", "excludes", "comment")
+_ARG_KEYS: Final = ("index", "value", "valueTwo", "op")
+_WHEN_KEYS: Final = ("caps", "arches", "minKernel")
+_ARCHES: Final = {f"SCMP_ARCH_{arch.name}": arch for arch in Arch}
+_ENGINE_NAMES: Final = {Arch.X86_64: "amd64", Arch.AARCH64: "arm64", Arch.MIPSEL: "mipsle", Arch.LOONGARCH64: "loong64"}
+_CONDITION_ARCHES: Final = {_ENGINE_NAMES.get(arch, arch.value) for arch in Arch}
+_CAPS: Final = frozenset(
+    f"CAP_{name}"
+    for name in """
+    CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST
+    NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE
+    SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM
+    BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
+    """.split()
+)
+_COMMON_ERRNOS: Final = 34
+"""The errnos up to this one have the same numbers on every architecture; on MIPS and PA-RISC the others do not."""
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), 2, 0.7)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 class _Reader:
@@ -58,6 +91,14 @@ class _Reader:
 
     def fail(self, path: str, reason: str) -> NoReturn:
         raise PolicyError(f"{self.source}: {path or '$'}: {reason}")
+
+    def keys(self, holder: Mapping[str, Any], path: str, known: tuple[str, ...]) -> None:
+        """Refuse a key that is nearly a known one; engines pass over all they do not know, and so over a misspelt one."""
+        for key in holder:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1, 0.75)
+                if near:
+                    self.fail(f"{path}.{key}", f"unknown key; did you mean {near[0]}?")
 
     def typed(self, holder: Mapping[str, Any], path: str, key: str, kind: type, default: Any = None) -> Any:
         """holder[key], which must be of a kind; the default where it is missing or null."""
@@ -86,13 +127,32 @@ class _Reader:
         if name is None:
             self.fail(f"{path}.{key}", "is missing")
         if name not in _ACTIONS:
-            self.fail(f"{path}.{key}", f"unknown action {name!r} (known: {', '.join(_ACTIONS)})")
+            hint = _hint(name, _ACTIONS) or f" (known: {', '.join(_ACTIONS)})"
+            self.fail(f"{path}.{key}", f"unknown action {name!r}{hint}")
         action = _ACTIONS[name]
+        data = self._errno(holder, path, data_key, 0xFFFF if action.name == "TRACE" else 4095)
         if action.name == "TRACE":
-            return actions.TRACE(self.number(holder, path, data_key, 0xFFFF, errno.EPERM) or 0)
+            return actions.TRACE(errno.EPERM if data is None else data)
         if action.name == "ERRNO":
-            return actions.ERRNO(self.number(holder, path, data_key, 4095, errno.EPERM) or 0)
+            return actions.ERRNO(errno.EPERM if data is None else data)
+        if data is not None:
+            self.fail(f"{path}.{data_key}", f"{name} takes no errno; only SCMP_ACT_ERRNO and SCMP_ACT_TRACE do")
         return action
+
+    def _errno(self, holder: Mapping[str, Any], path: str, data_key: str, limit: int) -> int | None:
+        data = self.number(holder, path, data_key, limit)
+        key = data_key.removesuffix("Ret")
+        text = self.typed(holder, path, key, str) if key != data_key else None
+        if not text:
+            return data
+        if re.fullmatch(r"[0-9]{1,5}", text) and int(text) <= limit:
+            return int(text)
+        number = getattr(errno, text, None) if re.fullmatch(r"E[A-Z0-9]+", text) else None
+        if not isinstance(number, int):
+            self.fail(f"{path}.{key}", f"{text!r} is not an errno{_hint(text, errno.errorcode.values())}")
+        if number > _COMMON_ERRNOS and self.arch is not Arch.native() and self.arch.value.startswith(("mips", "parisc")):
+            self.fail(f"{path}.{key}", f"{text} has another number on {self.arch.value}: give the number")
+        return number
 
     def arches(self, profile: Mapping[str, Any]) -> tuple[Arch, ...]:
         listed = self.strings(profile, "$", "architectures")
@@ -100,8 +160,8 @@ class _Reader:
         if listed and maps:
             self.fail("$.archMap", "both architectures and archMap are given; only one may be")
         if listed:
-            found = [self._arch(name, f"$.architectures[{at}]") for at, name in enumerate(listed)]
-            return tuple(dict.fromkeys(found))
+            found = tuple(dict.fromkeys(self._arch(name, f"$.architectures[{at}]") for at, name in enumerate(listed)))
+            return found if self.arch in found else (self.arch, *found)
         for at, entry in enumerate(maps):
             path = f"$.archMap[{at}]"
             if not isinstance(entry, dict):
@@ -116,19 +176,21 @@ class _Reader:
         return (self.arch,)
 
     def _arch(self, name: str, path: str) -> Arch:
-        try:
-            return Arch.of(name)
-        except PolicyError as error:
-            self.fail(path, str(error))
+        if name not in _ARCHES:
+            self.fail(path, f"unknown architecture {name!r}{_hint(name, _ARCHES)}")
+        return _ARCHES[name]
 
     def applies(self, rule: Mapping[str, Any], path: str) -> bool:
         """Whether includes and excludes let the rule stand for these capabilities, this architecture, this kernel."""
         includes, excludes = (self.typed(rule, path, key, dict, {}) for key in ("includes", "excludes"))
         include, exclude = f"{path}.includes", f"{path}.excludes"
-        arches = self.strings(includes, include, "arches")
-        if arches and self.arch not in self._known_arches(arches):
+        self.keys(includes, include, _WHEN_KEYS)
+        self.keys(excludes, exclude, _WHEN_KEYS)
+        here = _ENGINE_NAMES.get(self.arch, self.arch.value)
+        among = self._arches(self.strings(includes, include, "arches"), f"{include}.arches")
+        if among and here not in among:
             return False
-        if self.arch in self._known_arches(self.strings(excludes, exclude, "arches")):
+        if here in self._arches(self.strings(excludes, exclude, "arches"), f"{exclude}.arches"):
             return False
         if not self.caps.issuperset(self._caps(self.strings(includes, include, "caps"), f"{include}.caps")):
             return False
@@ -137,20 +199,19 @@ class _Reader:
         lowest, below = self._kernel(includes, include), self._kernel(excludes, exclude)
         return (lowest is None or self.kernel >= lowest) and (below is None or self.kernel < below)
 
-    @staticmethod
-    def _known_arches(names: list[str]) -> set[Arch]:
-        found = set()
-        for name in names:
-            try:
-                found.add(Arch.of(name))
-            except PolicyError:
-                continue  # a condition on a machine that does not exist here is never met
-        return found
+    def _arches(self, names: list[str], path: str) -> set[str]:
+        for at, name in enumerate(names):
+            if name not in _CONDITION_ARCHES:
+                known = _ENGINE_NAMES.get(_ARCHES.get(f"SCMP_ARCH_{name.upper()}", Arch.X86))
+                hint = f"; did you mean {known}?" if known else _hint(name, _CONDITION_ARCHES)
+                self.fail(f"{path}[{at}]", f"unknown architecture {name!r}{hint}")
+        return set(names)
 
     def _caps(self, names: list[str], path: str) -> set[str]:
         for at, name in enumerate(names):
-            if not re.fullmatch(r"CAP_[A-Z0-9_]+", name):
-                self.fail(f"{path}[{at}]", f"{name!r} is not the name of a capability (CAP_...)")
+            if name not in _CAPS:
+                hint = _hint(name if name.startswith("CAP_") else f"CAP_{name.upper()}", _CAPS)
+                self.fail(f"{path}[{at}]", f"{name!r} is not the name of a capability{hint or ' (CAP_...)'}")
         return set(names)
 
     def _kernel(self, holder: Mapping[str, Any], path: str) -> tuple[int, int] | None:
@@ -169,6 +230,7 @@ class _Reader:
             where = f"{path}.args[{at}]"
             if not isinstance(entry, dict):
                 self.fail(where, f"expected an object, found {type(entry).__name__}")
+            self.keys(entry, where, _ARG_KEYS)
             found.append(self._compare(entry, where))
         if len({arg.index for arg in found}) < len(found):
             return [(arg,) for arg in found]
@@ -184,7 +246,8 @@ class _Reader:
             if given is None:
                 self.fail(f"{path}.{key}", "is missing")
         if name not in _OPS:
-            self.fail(f"{path}.op", f"unknown operator {name!r} (known: {', '.join(_OPS)})")
+            hint = _hint(name, _OPS) or f" (known: {', '.join(_OPS)})"
+            self.fail(f"{path}.op", f"unknown operator {name!r}{hint}")
         assert index is not None and value is not None
         try:
             if _OPS[name] is Op.MASKED_EQ:
@@ -192,6 +255,15 @@ class _Reader:
             return Arg(index, _OPS[name], value)
         except PolicyError as error:
             self.fail(path, str(error))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        again = next(key for key in keys if keys.count(key) > 1)
+        raise PolicyError(f"key {again!r} is given twice in one object (keys {', '.join(dict.fromkeys(keys))})")
+    return found
 
 
 def _parse(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any]:
@@ -206,14 +278,27 @@ def _parse(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any
         raise PolicyError(f"{name}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_SIZE:
         raise PolicyError(f"{name}: larger than {MAX_SIZE >> 20} MiB: not a seccomp profile")
+    return name, decode(data, name)
+
+
+def decode(data: bytes, name: str) -> Any:
+    """Return the value of JSON text in which no object has a key twice; name is what errors call it.
+
+    Raises:
+        PolicyError: not JSON, or not such.
+    """
     try:
-        return name, json.loads(data)
+        return json.loads(data, object_pairs_hook=_unique)
+    except PolicyError as error:
+        raise PolicyError(f"{name}: {error}") from None
     except json.JSONDecodeError as error:
         raise PolicyError(f"{name}: line {error.lineno} column {error.colno}: not JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise PolicyError(f"{name}: not JSON: not UTF-8 text") from error
     except RecursionError:
         raise PolicyError(f"{name}: not a seccomp profile: nested too deeply") from None
+    except ValueError as error:
+        raise PolicyError(f"{name}: not a seccomp profile: {error}") from None
 
 
 def _kernel(text: str | None) -> tuple[int, int]:
@@ -230,16 +315,19 @@ def load(
     arch: ArchLike = None,
     kernel: str | None = None,
     strict: bool = False,
+    name: str | None = None,
 ) -> Policy:
     """Read a profile, or the ``linux.seccomp`` of a container's config.json, as runc would.
 
     caps are the capabilities of the container's bounding set, arch its architecture, kernel the release that minKernel
-    is compared with (None: the running one's). With strict, an unknown system call is an error and not skipped.
+    is compared with (None: the running one's). With strict, an unknown system call is an error and not skipped. name is
+    what errors call the profile (None: its path).
 
     Raises:
         PolicyError: not a profile; the message has the file, the place in it (JSON path) and the reason.
     """
-    name, profile = _parse(source)
+    called, profile = _parse(source)
+    name = name or called
     place = "$"
     if isinstance(profile, Mapping) and "linux" in profile and "defaultAction" not in profile:
         linux = profile["linux"]
@@ -247,39 +335,81 @@ def load(
     reader = _Reader(name, frozenset(caps), Arch.of(arch), _kernel(kernel))
     if not isinstance(profile, Mapping):
         reader.fail(place, f"expected a seccomp profile (an object), found {type(profile).__name__}")
-    policy = Policy(reader.action(profile, "$", "defaultAction", "defaultErrnoRet"), reader.arches(profile))
-    ignored: dict[str, None] = {}
+    reader.keys(profile, "$", _PROFILE_KEYS)
+    default = reader.action(profile, "$", "defaultAction", "defaultErrnoRet")
+    bad_arch, low_words = _extension(reader, profile)
+    try:
+        policy = Policy(default, reader.arches(profile), bad_arch=bad_arch, low_words=low_words)
+    except PolicyError as error:
+        raise error if str(error).startswith(name) else PolicyError(f"{name}: $.architectures: {error}") from None
+    _check_kept(reader, profile)
+    found: list[_Resolved] = []
     for at, rule in enumerate(reader.typed(profile, "$", "syscalls", list, [])):
         path = f"$.syscalls[{at}]"
         if not isinstance(rule, dict):
             reader.fail(path, f"expected an object, found {type(rule).__name__}")
-        _add(reader, policy, rule, path, strict, ignored)
-    policy.ignored = tuple(ignored)
+        found += _resolve(reader, policy.default, rule, path)
+    _add(reader, policy, found, strict)
     policy.oci = {key: profile[key] for key in _KEPT if key in profile}
     return policy
 
 
-def _add(
-    reader: _Reader, policy: Policy, rule: Mapping[str, Any], path: str, strict: bool, ignored: dict[str, None]
-) -> None:
-    names = reader.strings(rule, path, "names") or [reader.typed(rule, path, "name", str)]
-    if names == [None]:
+def _extension(reader: _Reader, profile: Mapping[str, Any]) -> tuple[Action, bool]:
+    """What dump() adds for a policy that libseccomp could not have made; without it libseccomp's values."""
+    path = f"$.{_EXTENSION}"
+    more = reader.typed(profile, "$", _EXTENSION, dict)
+    if more is None:
+        return actions.KILL_THREAD, True
+    reader.keys(more, path, ("badArch", "badArchData", "lowWords"))
+    return reader.action(more, path, "badArch", "badArchData"), bool(reader.typed(more, path, "lowWords", bool, True))
+
+
+def _check_kept(reader: _Reader, profile: Mapping[str, Any]) -> None:
+    for at, flag in enumerate(reader.strings(profile, "$", "flags")):
+        if flag not in _FLAGS:
+            reader.fail(f"$.flags[{at}]", f"unknown flag {flag!r}{_hint(flag, _FLAGS)}")
+    listener = reader.typed(profile, "$", "listenerPath", str)
+    if reader.typed(profile, "$", "listenerMetadata", str) and not listener:
+        reader.fail("$.listenerMetadata", "is given without listenerPath")
+
+
+_Resolved = tuple[str, Action, str, list[tuple[Condition, ...]]]
+"""Where it stands, the action, the call, the alternatives."""
+
+
+def _resolve(reader: _Reader, default: Action, rule: Mapping[str, Any], path: str) -> list[_Resolved]:
+    reader.keys(rule, path, _RULE_KEYS)
+    names, single = reader.strings(rule, path, "names"), reader.typed(rule, path, "name", str)
+    if names and single:
+        reader.fail(f"{path}.name", "both name and names are given; only one may be")
+    if not names and not single:
         reader.fail(f"{path}.names", "is missing or empty")
     action = reader.action(rule, path, "action", "errnoRet")
     alternatives = reader.alternatives(rule, path)
-    if not reader.applies(rule, path) or action == policy.default:
-        return
-    for name in names:
+    if not reader.applies(rule, path) or action == default:
+        return []
+    return [(path, action, name, alternatives) for name in names or [single]]
+
+
+def _add(reader: _Reader, policy: Policy, found: list[_Resolved], strict: bool) -> None:
+    """Add the rules; of a call that has one without comparisons only the first such, as libseccomp keeps it."""
+    whole: dict[str, int] = {}
+    for at, (_, _, name, alternatives) in enumerate(found):
+        if alternatives == [()]:
+            whole.setdefault(name, at)
+    ignored: dict[str, None] = {}
+    for at, (path, action, name, alternatives) in enumerate(found):
+        if whole.get(name, at) != at:
+            continue
         try:
             for conditions in alternatives:
                 policy.add(action, name, *conditions)
         except UnknownSyscallError as error:
-            if error.suggestions and strict:
-                reader.fail(f"{path}.names", str(error))
             if not _known_elsewhere(name):
                 if strict:
                     reader.fail(f"{path}.names", str(error))
                 ignored[name] = None
+    policy.ignored = tuple(ignored)
 
 
 def _known_elsewhere(name: str) -> bool:
@@ -292,31 +422,70 @@ def _action_fields(action: Action, key: str, data_key: str) -> dict[str, Any]:
     fields: dict[str, Any] = {key: _ACTION_NAMES[action.name]}
     if action.name in ("ERRNO", "TRACE"):
         fields[data_key] = action.data
+    elif action.data:
+        raise PolicyError(f"{action} has no OCI form: {action.name} carries no data there")
     return fields
 
 
 def dump(policy: Policy) -> dict[str, Any]:
     """Return a policy as a profile that :func:`load` and container engines read.
 
+    What OCI has no field for (``bad_arch``, ``low_words``) stands under "x-pyseccomp" when it differs from libseccomp's:
+    load reads it, engines pass over it and do what libseccomp does.
+
     Raises:
         PolicyError: something in it has no OCI form: a rule by number without a name, a comparison that libseccomp lacks
-            (RANGE, bits=32, signed), conditions joined by ``|`` or ``~``, two of one argument, the first-match priority.
+            (RANGE, bits=32, signed), conditions joined by ``|`` or ``~``, two of one argument, the first-match priority,
+            a rule that would have to win over a weaker one without conditions.
     """
     if policy.priority != "restrictive" and any(rule.conditions for rule in policy.rules):
         raise PolicyError("an OCI profile cannot say that the first matching rule decides")
     profile: dict[str, Any] = _action_fields(policy.default, "defaultAction", "defaultErrnoRet")
     profile["architectures"] = [f"SCMP_ARCH_{arch.name}" for arch in policy.arches]
     profile.update(policy.oci)
+    if policy.bad_arch != actions.KILL_THREAD or not policy.low_words:
+        profile[_EXTENSION] = {**_action_fields(policy.bad_arch, "badArch", "badArchData"), "lowWords": policy.low_words}
     groups: dict[tuple[Action, tuple[Condition, ...]], list[str]] = {}
-    for rule in policy.rules:
-        if not isinstance(rule.syscall, str) or rule.arch is not None:
-            raise PolicyError(f"rule {rule.syscall}: an OCI profile has no form for one architecture's number")
-        groups.setdefault((rule.action, rule.conditions), []).append(rule.syscall)
+    for name, action, conditions in _as_libseccomp(policy):
+        groups.setdefault((action, conditions), []).append(name)
     profile["syscalls"] = [
         {"names": names, **_action_fields(action, "action", "errnoRet"), **_args(conditions)}
         for (action, conditions), names in groups.items()
     ]
     return profile
+
+
+def _as_libseccomp(policy: Policy) -> list[tuple[str, Action, tuple[Condition, ...]]]:
+    """The rules that mean the same where a rule without conditions decides alone and one with the default is skipped."""
+    calls: dict[str, list[Rule]] = {}
+    for rule in policy.rules:
+        if not isinstance(rule.syscall, str) or rule.arch is not None:
+            raise PolicyError(f"rule {rule.syscall}: an OCI profile has no form for one architecture's number")
+        calls.setdefault(rule.syscall, []).append(rule)
+    found: list[tuple[str, Action, tuple[Condition, ...]]] = []
+    for name, rules in calls.items():
+        if policy.priority == "first":
+            rules = rules[:1]
+        whole = [at for at, rule in enumerate(rules) if not rule.conditions]
+        if whole:
+            winner = max(whole, key=lambda at: (-rules[at].action.rank, at))
+            lost = [rule for at, rule in enumerate(rules) if at != winner and _wins(rule, at, rules[winner], winner)]
+            rules = [rules[winner]]
+        else:
+            lost = [r for r in rules if r.action == policy.default and any(o.action.rank > r.action.rank for o in rules)]
+        if lost:
+            raise PolicyError(
+                f"{name}: {lost[0].action} under conditions has no OCI form beside the weaker rule: for container engines"
+                " a rule without conditions decides alone, and one with the default action is skipped"
+            )
+        found += [(name, rule.action, rule.conditions) for rule in rules if rule.action != policy.default]
+    return found
+
+
+def _wins(rule: Rule, at: int, other: Rule, other_at: int) -> bool:
+    if rule.action == other.action:
+        return False
+    return (rule.action.rank, -at) < (other.action.rank, -other_at)
 
 
 def _args(conditions: tuple[Condition, ...]) -> dict[str, Any]:

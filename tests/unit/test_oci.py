@@ -54,6 +54,7 @@ def test_rule_with_the_default_s_answer_is_skipped_as_in_runc():
         ({"excludes": {"caps": ["CAP_SYS_ADMIN"]}}, {}, True),
         ({"includes": {"arches": ["amd64", "x32"]}}, {}, True),
         ({"includes": {"arches": ["s390x"]}}, {}, False),
+        ({"includes": {"arches": ["x32"]}}, {}, False),
         ({"excludes": {"arches": ["amd64"]}}, {}, False),
         ({"includes": {"minKernel": "4.8"}}, {"kernel": "4.7.9"}, False),
         ({"includes": {"minKernel": "4.8"}}, {"kernel": "6.1"}, True),
@@ -97,6 +98,18 @@ def test_names_of_other_kernels_are_skipped_and_listed_unless_strict():
         (profile(architectures=["SCMP_ARCH_X86_46"]), r"\$\.architectures\[0\].*did you mean"),
         (profile(rule("read", includes={"caps": ["SYS_ADMIN"]})), "not the name of a capability"),
         (profile(rule("read", includes={"minKernel": "new"})), "not a kernel version"),
+        (profile(rule("read", action="SCMP_ACT_ALOW")), "did you mean SCMP_ACT_ALLOW"),
+        (profile(rule("read", args=[{"index": 0, "value": 0, "op": "SCMP_CMP_QE"}])), "did you mean SCMP_CMP_"),
+        (profile(rule("read", errnoRet=1)), r"syscalls\[0\]\.errnoRet: SCMP_ACT_ALLOW takes no errno"),
+        (profile(rule("read", name="write")), r"syscalls\[0\]\.name: both name and names"),
+        (profile(listenerMetadata="x"), r"listenerMetadata: is given without listenerPath"),
+        (profile(flags=["SECCOMP_FILTER_FLAG_TSNYC"]), r"\$\.flags\[0\]: unknown flag .*did you mean SECCOMP_FILTER_FLAG_TSYNC"),
+        (profile(rule("read", includes={"arches": ["x86_64"]})), r"includes\.arches\[0\].*did you mean amd64"),
+        (profile(rule("read", includes={"caps": ["CAP_SYS_ADMN"]})), "did you mean CAP_SYS_ADMIN"),
+        (profile(rule("read", arg=[])), r"syscalls\[0\]\.arg: unknown key; did you mean args"),
+        (profile(rule("read", action="SCMP_ACT_ERRNO", errno="EPREM")), r"errno: 'EPREM' is not an errno; did you mean EPERM"),
+        (profile(architectures=["x86_64"]), r"architectures\[0\]: unknown architecture 'x86_64'"),
+        (profile(architectures=["SCMP_ARCH_S390X"]), r"\$\.architectures: .*byte order"),
         ({"linux": {}}, r"\$\.linux\.seccomp: expected a seccomp profile"),
     ],
 )
@@ -105,7 +118,7 @@ def test_errors_name_the_place_and_the_reason(source, says):
         ps.Policy.from_oci(source, arch="x86_64")
 
 
-@pytest.mark.parametrize(("text", "says"), [("{", "line 1 column 2: not JSON"), ("[" * 100000, "nested too deeply"), ("[]", "expected a seccomp profile"), ("\xff\xfe", "not JSON")])
+@pytest.mark.parametrize(("text", "says"), [("{", "line 1 column 2: not JSON"), ('{"a": 1, "a": 2}', "key 'a' is given twice"), ("[" * 100000, "nested too deeply"), ("[]", "expected a seccomp profile"), ("\xff\xfe", "not JSON")])
 def test_files_that_are_no_profiles_are_refused_by_name(tmp_path, text, says):
     path = tmp_path / "policy.json"
     path.write_bytes(text.encode("latin-1"))
@@ -131,3 +144,41 @@ def test_what_oci_cannot_say_is_refused():
         policy.add(ps.ERRNO(1), "read", condition)
         with pytest.raises(PolicyError, match="has no OCI form"):
             policy.to_oci()
+
+
+def test_names_of_errnos_win_over_numbers_as_in_containers_common():
+    denied = {"action": "SCMP_ACT_ERRNO", "errnoRet": 5}
+    assert answer(profile(rule("read", **denied, errno="ENOSYS")), "read") == ps.ERRNO(38)
+    assert answer(profile(rule("read", **denied, errno="17")), "read") == ps.ERRNO(17)
+    assert answer(profile(defaultErrno="EIO", defaultErrnoRet=1), "read") == ps.ERRNO(5)
+    with pytest.raises(PolicyError, match="ENOSYS has another number on mips64"):
+        ps.Policy.from_oci(profile(architectures=[], defaultErrno="ENOSYS"), arch="mips64")
+
+
+def test_native_architecture_is_always_there_and_others_kill_the_thread():
+    policy = ps.Policy.from_oci(profile(rule("read"), architectures=["SCMP_ARCH_X86"]), arch="x86_64")
+    assert policy.arches == (ps.Arch.X86_64, ps.Arch.X86)
+    assert policy.compile().simulate("read", arch="arm").action == ps.KILL_THREAD
+
+
+def test_first_rule_without_comparisons_decides_alone():
+    one = [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]
+    rules = [rule("read", action="SCMP_ACT_TRAP", args=one), rule("read"), rule("read", action="SCMP_ACT_KILL")]
+    assert answer(profile(*rules), "read", 1) == ps.ALLOW
+
+
+def test_way_back_resolves_what_the_kernel_would_and_refuses_what_engines_would_turn_round():
+    policy = ps.Policy(ps.ERRNO(1), "x86_64", bad_arch=ps.ERRNO(9))
+    policy.add(ps.ALLOW, "read")
+    policy.add(ps.ERRNO(5), "read")
+    policy.add(ps.LOG, "read", ps.Arg(0, ps.EQ, 1))
+    policy.add(ps.ERRNO(1), "write")
+    assert ps.equivalent(ps.Policy.from_oci(policy.to_oci(), arch="x86_64"), policy)
+    policy.add(ps.KILL, "read", ps.Arg(0, ps.EQ, 1))
+    with pytest.raises(PolicyError, match="read: KILL_THREAD under conditions has no OCI form"):
+        policy.to_oci()
+    other = ps.Policy(ps.ERRNO(1), "x86_64")
+    other.add(ps.ERRNO(1), "read", ps.Arg(0, ps.EQ, 1))
+    other.add(ps.ALLOW, "read", ps.Arg(1, ps.EQ, 1))
+    with pytest.raises(PolicyError, match="read: .* default action is skipped"):
+        other.to_oci()

@@ -1,0 +1,168 @@
+"""Policy files of several formats through one door, and programs in the formats that others take.
+
+What a file is shows in its bytes: BPF has NUL bytes (no instruction is without), JSON begins with ``{``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Final, Literal
+
+from pyseccomp import equivalence, firecracker, oci, syscalls
+from pyseccomp.actions import ALLOW
+from pyseccomp.equivalence import Difference
+from pyseccomp.errors import PolicyError, ProgramError
+from pyseccomp.policy import Policy
+from pyseccomp.program import Program
+from pyseccomp.syscalls import Arch, ArchLike
+
+Format = Literal["oci", "firecracker", "bpf"]
+OUTPUTS: Final = ("bpf", "oci", "c-header", "text")
+MAX_SIZE: Final = 16 << 20
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    caps: Iterable[str] = (),
+    arch: ArchLike = None,
+    kernel: str | None = None,
+    thread: str | None = None,
+) -> Policy | Program:
+    """Read a file of any format: an OCI profile or Firecracker's filters as a Policy, raw BPF as a Program.
+
+    caps and kernel are for OCI profiles (:func:`pyseccomp.oci.load`), thread for Firecracker's filters, arch for both.
+
+    Raises:
+        PolicyError: cannot be read, or is not valid; the message has the file, the place in it and the reason.
+        ProgramError: raw BPF that the kernel would refuse.
+    """
+    name = os.fspath(path)
+    try:
+        with open(name, "rb") as file:
+            data = file.read(MAX_SIZE + 1)
+    except OSError as error:
+        raise PolicyError(f"{name}: cannot be read: {error.strerror}") from error
+    return parse(data, name, caps=caps, arch=arch, kernel=kernel, thread=thread)
+
+
+def detect(data: bytes, name: str = "data") -> Format:
+    """Tell a file's format by its bytes.
+
+    Raises:
+        ProgramError: of no known format.
+    """
+    if b"\0" in data and len(data) % 8 == 0:
+        return "bpf"
+    if data.lstrip()[:1] != b"{" or b"\0" in data:
+        raise ProgramError(
+            f"{name}: neither OCI JSON (which begins with '{{') nor BPF (a multiple of 8 bytes, not 0): {len(data)} bytes"
+        )
+    return "firecracker" if firecracker.is_filters(oci.decode(data, name)) else "oci"
+
+
+def parse(
+    data: bytes,
+    name: str = "data",
+    *,
+    caps: Iterable[str] = (),
+    arch: ArchLike = None,
+    kernel: str | None = None,
+    thread: str | None = None,
+) -> Policy | Program:
+    """Read the bytes of a file; name is what errors call it. See :func:`load`."""
+    if len(data) > MAX_SIZE:
+        raise PolicyError(f"{name}: larger than {MAX_SIZE >> 20} MiB: not a policy")
+    kind = detect(data, name)
+    if kind == "bpf":
+        try:
+            return Program.from_bytes(data)
+        except ProgramError as error:
+            raise ProgramError(f"{name}: {error}", index=error.index) from None
+    value = oci.decode(data, name)
+    if kind == "firecracker":
+        return firecracker.load(value, name, thread=thread, arch=arch)
+    return oci.load(value, caps=caps, arch=arch, kernel=kernel, name=name)
+
+
+def program(source: Policy | Program) -> Program:
+    """Return the program of either."""
+    return source.compile() if isinstance(source, Policy) else source
+
+
+def dump(source: Policy | Program, output: str, *, name: str = "filter") -> bytes:
+    """Return a policy or program as the bytes of a file: ``bpf``, ``oci``, ``c-header`` or ``text``.
+
+    Raises:
+        PolicyError: no such format; a program as ``oci``, or a policy that has no OCI form; a name that C does not take.
+    """
+    if output == "bpf":
+        return bytes(program(source))
+    if output == "text":
+        return (program(source).disassemble().rstrip("\n") + "\n").encode()
+    if output == "c-header":
+        return _c_header(program(source), name).encode()
+    if output != "oci":
+        raise PolicyError(f"format {output!r}: must be one of {', '.join(OUTPUTS)}")
+    if isinstance(source, Program):
+        raise PolicyError("a compiled program cannot be written as an OCI profile: its rules are not known any more")
+    import json
+
+    return (json.dumps(source.to_oci(), indent=2) + "\n").encode()
+
+
+def _c_header(code: Program, name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise PolicyError(f"{name!r} is not a name for a variable in C")
+    rows = [f"\t{{ {op:#04x}, {jt}, {jf}, {k:#010x} }}," for op, jt, jf, k in struct.iter_unpack("=HBBI", bytes(code))]
+    head = f"/* A seccomp program of {len(code)} instructions, SHA-256 {code.digest.hex()}. */"
+    body = f"static const struct sock_filter {name}[{len(code)}] = {{"
+    return "\n".join([head, "#include <linux/filter.h>", "", body, *rows, "};", ""])
+
+
+_LOAD, _JEQ, _RET = 0x20, 0x15, 0x06
+_LIMIT: Final = 4096
+
+
+def differences(a: Policy | Program, b: Policy | Program) -> Iterator[Difference]:
+    """Yield a counterexample for each call that a and b answer differently; none is a proof that they mean the same.
+
+    Of the numbers that no table has, and of the architectures without one, it is one for all of them together.
+
+    Raises:
+        ProgramError: one calculates with arguments in ways too many to follow, or is too long to be taken apart.
+    """
+    first, second = program(a), program(b)
+    if equivalence.difference(first, second) is None:
+        return
+    tokens: dict[int, list[Arch]] = {}
+    for arch in Arch:
+        tokens.setdefault(arch.token, []).append(arch)
+    for token, arches in tokens.items():
+        head = [(_LOAD, 0, 0, 4), (_JEQ, 1, 0, token), (_RET, 0, 0, ALLOW)]
+        if _after(head, first, second) is None:
+            continue
+        found = []
+        for nr in sorted({syscalls.resolve(name, arch) for arch in arches for name in syscalls.names(arch)}):
+            one = _after([*head, (_LOAD, 0, 0, 0), (_JEQ, 1, 0, nr), (_RET, 0, 0, ALLOW)], first, second)
+            if one is not None:
+                found.append(nr)
+                yield one
+        without = [step for nr in found for step in ((_JEQ, 0, 1, nr), (_RET, 0, 0, ALLOW))]
+        rest = _after([*head, (_LOAD, 0, 0, 0), *without], first, second)
+        if rest is not None:
+            yield rest
+    rest = _after([(_LOAD, 0, 0, 4), *[step for t in tokens for step in ((_JEQ, 0, 1, t), (_RET, 0, 0, ALLOW))]], first, second)
+    if rest is not None:
+        yield rest
+
+
+def _after(head: list[tuple[int, int, int, int]], first: Program, second: Program) -> Difference | None:
+    """A difference among the calls that the head, put before both programs, lets through to them."""
+    if len(head) + max(len(first), len(second)) > _LIMIT:
+        raise ProgramError(f"a program of {max(len(first), len(second))} instructions is too long to be taken apart by call")
+    code = b"".join(struct.pack("=HBBI", *step) for step in head)
+    return equivalence.difference(Program(code + bytes(first)), Program(code + bytes(second)))
