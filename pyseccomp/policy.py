@@ -96,12 +96,17 @@ class Policy:
         """Add a rule; all its conditions must hold.
 
         A name applies to every architecture of the policy that has the call. A number applies to ``arch``, which may be
-        left out when the policy has one architecture.
+        left out when the policy has one architecture. A name like ``@network-io`` adds a rule for each call of that group
+        (:mod:`pyseccomp.groups`) that the policy's architectures have.
 
         Raises:
             UnknownSyscallError: no architecture of the policy has such a call; ``suggestions`` holds the nearest names.
             PolicyError: no such action, a number without its architecture, something that is not a condition.
         """
+        if isinstance(syscall, str) and syscall.startswith("@"):
+            for name in self._group(syscall, arch):
+                self.add(action, name, *conditions, arch=arch)
+            return
         action = _checked(action, "the rule's action")
         terms: tuple[Term, ...] = ()
         for condition in conditions:
@@ -119,6 +124,12 @@ class Policy:
             rule, core = Rule(action, syscall, conditions, place), (int(action), number, place.index, terms)
         self._rules.append(rule)
         self._core_rules.append(core)
+
+    def _group(self, group: str, arch: ArchLike) -> list[str]:
+        from pyseccomp import groups
+
+        known = self._known if arch is None else syscalls.indexes_of((Arch.of(arch),))
+        return [name for name in groups.members(group) if syscalls.syscall_index(name) in known]
 
     def _by_number(self, syscall: str | int, arch: ArchLike) -> tuple[Arch, int]:
         if arch is None and len(self.arches) != 1:
