@@ -111,13 +111,18 @@ class Policy:
         """Add a rule; all its conditions must hold.
 
         A name applies to every architecture of the policy that has the call. A number applies to ``arch``, which may be
-        left out when the policy has one architecture.
+        left out when the policy has one architecture. A name like ``@network-io`` adds a rule for each call of that group
+        (:mod:`pyseccomp.groups`) that the policy's architectures have.
 
         Raises:
             UnknownSyscallError: no architecture of the policy has such a call; ``suggestions`` holds the nearest names.
             PolicyError: no such action, a number without its architecture, something that is not a condition.
             ContradictionError: conditions on one argument exclude each other.
         """
+        if isinstance(syscall, str) and syscall.startswith("@"):
+            for name in self._group(syscall, arch):
+                self.add(action, name, *conditions, arch=arch)
+            return
         if action is not self._checked_last:
             self._checked_last = _checked(action, "the rule's action")
         action = self._checked_last
@@ -146,6 +151,13 @@ class Policy:
         from pyseccomp import conflicts
 
         return conflicts.contradict(self, call, index, conditions)
+
+    def _group(self, group: str, arch: ArchLike) -> list[str]:
+        from pyseccomp import groups
+
+        one = (Arch.of(arch),)
+        known = self._known if arch is None else syscalls.indexes_of(one, self.multiplexed == "closed")
+        return [name for name in groups.members(group) if syscalls.syscall_index(name) in known]
 
     def _on_one(self, syscall: str | int, arch: ArchLike) -> tuple[Arch, int]:
         """The architecture, and the number there; of a name the complement of its index."""
