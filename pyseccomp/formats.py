@@ -1,6 +1,7 @@
 """Policy files of several formats through one door, and programs in the formats that others take.
 
-What a file is shows in its bytes: BPF has NUL bytes (no instruction is without), JSON begins with ``{``.
+What a file is shows in its bytes: BPF has NUL bytes (no instruction is without), JSON begins with ``{``, minijail's text has lines that
+begin with ``call:`` or ``@``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal
 
-from pyseccomp import equivalence, firecracker, oci, syscalls
+from pyseccomp import equivalence, firecracker, minijail, oci, syscalls
 from pyseccomp.actions import ALLOW
 from pyseccomp.equivalence import Difference
 from pyseccomp.errors import PolicyError, ProgramError
@@ -19,7 +20,7 @@ from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.syscalls import Arch, ArchLike
 
-Format = Literal["oci", "firecracker", "bpf"]
+Format = Literal["oci", "firecracker", "bpf", "minijail"]
 OUTPUTS: Final = ("bpf", "oci", "c-header", "text")
 MAX_SIZE: Final = 16 << 20
 
@@ -32,9 +33,9 @@ def load(
     kernel: str | None = None,
     thread: str | None = None,
 ) -> Policy | Program:
-    """Read a file of any format: an OCI profile or Firecracker's filters as a Policy, raw BPF as a Program.
+    """Read a file of any format: an OCI profile, Firecracker's filters, minijail's rules as a Policy, raw BPF as a Program.
 
-    caps and kernel are for OCI profiles (:func:`pyseccomp.oci.load`), thread for Firecracker's filters, arch for both.
+    caps and kernel are for OCI profiles (:func:`pyseccomp.oci.load`), thread for Firecracker's filters, arch for all but BPF.
 
     Raises:
         PolicyError: cannot be read, or is not valid; the message has the file, the place in it and the reason.
@@ -57,6 +58,8 @@ def detect(data: bytes, name: str = "data") -> Format:
     """
     if b"\0" in data and len(data) % 8 == 0:
         return "bpf"
+    if b"\0" not in data and data.lstrip()[:1] != b"{" and minijail.is_policy(data):
+        return "minijail"
     if data.lstrip()[:1] != b"{" or b"\0" in data:
         raise ProgramError(
             f"{name}: neither OCI JSON (which begins with '{{') nor BPF (a multiple of 8 bytes, not 0): {len(data)} bytes"
@@ -82,6 +85,8 @@ def parse(
             return Program.from_bytes(data)
         except ProgramError as error:
             raise ProgramError(f"{name}: {error}", index=error.index) from None
+    if kind == "minijail":
+        return minijail.parse(data, name, arch=arch)
     value = oci.decode(data, name)
     if kind == "firecracker":
         return firecracker.load(value, name, thread=thread, arch=arch)

@@ -1,0 +1,187 @@
+"""minijail's policy files, as ``minijail0 -S`` reads them.
+
+A line is ``call: filter``. A filter is an action (``allow``, ``return EPERM``, ``kill``, ...) or comparisons (``arg0 == 1 &&
+arg1 & 2 || arg2 in 7``), on which the call is allowed; ``; return EPERM`` says what it gets otherwise. ``&`` holds when any of
+the bits is set, ``in`` when no bit outside of these is. All other calls get the default. compile_seccomp_policy.py reads
+another dialect, in which an action after a comparison is what a *match* gets: its forms ({...}, [arch=...], @default,
+``; allow``) are refused, as the two cannot be told apart otherwise. @denylist and @frequency are refused too.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import re
+import signal
+import socket
+import stat
+import termios
+from typing import Final, NoReturn
+
+from pyseccomp import actions
+from pyseccomp.actions import ALLOW, KILL_PROCESS, Action, Arg, Condition, Op
+from pyseccomp.errors import PolicyError, UnknownSyscallError
+from pyseccomp.policy import Policy
+from pyseccomp.syscalls import ArchLike
+
+MAX_SIZE: Final = 1 << 20
+MAX_DEPTH: Final = 10
+_ACTIONS: Final = {
+    "1": ALLOW, "allow": ALLOW, "kill": KILL_PROCESS, "kill-process": KILL_PROCESS, "kill-thread": actions.KILL_THREAD,
+    "log": actions.LOG, "trap": actions.TRAP, "trace": actions.TRACE(0), "user-notify": actions.NOTIFY,
+}  # fmt: skip
+_OPS: Final = {"==": Op.EQ, "!=": Op.NE, "<": Op.LT, "<=": Op.LE, ">": Op.GT, ">=": Op.GE}
+_ALL: Final = (1 << 64) - 1
+_LINE: Final = re.compile(r"([A-Za-z0-9_]+)\s*:\s*(\S.*)")
+_ATOM: Final = re.compile(r"arg([0-5])\s*(==|!=|<=|>=|<|>|&|\bin\b)\s*(\S.*)")
+
+
+class _Reader:
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.seen: dict[str, str] = {}
+
+    def file(self, path: str, where: str, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise PolicyError(f"{where}: includes are nested deeper than {MAX_DEPTH}: a loop?")
+        try:
+            with open(path, "rb") as file:
+                data = file.read(MAX_SIZE + 1)
+        except OSError as error:
+            raise PolicyError(f"{where}: {path} cannot be read: {error.strerror}") from error
+        self.text(data, path, depth)
+
+    def text(self, data: bytes, name: str, depth: int = 0) -> None:
+        if len(data) > MAX_SIZE:
+            raise PolicyError(f"{name}: larger than {MAX_SIZE >> 20} MiB: not a policy")
+        try:
+            lines = data.decode().splitlines()
+        except UnicodeDecodeError:
+            raise PolicyError(f"{name}: not UTF-8 text") from None
+        whole, first = "", 0
+        for at, line in enumerate([*lines, ""], 1):
+            first = first if whole else at
+            line = line.partition("#")[0].rstrip()
+            if line.endswith("\\") and at <= len(lines):
+                whole += line[:-1] + " "
+                continue
+            self.line((whole + line).strip(), f"{name}:{first}", depth)
+            whole = ""
+
+    def line(self, text: str, where: str, depth: int) -> None:
+        if not text:
+            return
+        if text.startswith("@"):
+            word, _, path = text.partition(" ")
+            if word != "@include":
+                raise PolicyError(f"{where}: {word} is not understood (only @include is)")
+            path = path.strip()
+            if not path.startswith(("/", "./")):
+                raise PolicyError(f"{where}: @include {path}: must begin with / or ./ (of the working directory)")
+            self.file(path, where, depth + 1)
+            return
+        match = _LINE.fullmatch(text)
+        if match is None:
+            raise PolicyError(f"{where}: expected 'call: filter', found {text[:60]!r}")
+        call, rule = match[1], match[2]
+        if call in self.seen:
+            raise PolicyError(f"{where}: {call} has a filter already, at {self.seen[call]}")
+        self.seen[call] = where
+        try:
+            self.rule(call, rule, where)
+        except UnknownSyscallError as error:
+            raise PolicyError(f"{where}: {error}") from None
+
+    def rule(self, call: str, text: str, where: str) -> None:
+        action = self.action(text, where)
+        if action is not None:
+            self.policy.add(action, call)
+            return
+        comparisons, given, otherwise = text.partition(";")
+        condition = self.condition(comparisons, where)
+        if given:
+            if not otherwise.strip().startswith("return"):
+                self.fail(where, f"after ; expected 'return ERRNO', found {otherwise.strip()[:60]!r}")
+            other = self.action(otherwise.strip(), where)
+            assert other is not None
+            self.policy.add(other, call, ~condition)
+        self.policy.add(ALLOW, call, condition)
+
+    def action(self, text: str, where: str) -> Action | None:
+        if text in _ACTIONS:
+            return _ACTIONS[text]
+        match = re.fullmatch(r"return\s+(\S+)", text)
+        if match is None:
+            if text.startswith("return"):
+                self.fail(where, f"expected 'return ERRNO', found {text[:60]!r}")
+            return None
+        number = getattr(errno, match[1], None) if match[1].startswith("E") else self.value(match[1], where)
+        if not isinstance(number, int) or not 0 <= number <= 4095:
+            self.fail(where, f"{match[1][:40]!r} is not an errno")
+        return actions.ERRNO(number)
+
+    def condition(self, text: str, where: str) -> Condition:
+        result: Condition | None = None
+        for alternative in text.split("||"):
+            both: Condition | None = None
+            for part in alternative.split("&&"):
+                one = self.atom(part.strip(), where)
+                both = one if both is None else both & one
+            assert both is not None
+            result = both if result is None else result | both
+        assert result is not None
+        return result
+
+    def atom(self, text: str, where: str) -> Condition:
+        match = _ATOM.fullmatch(text)
+        if match is None:
+            self.fail(where, f"expected a comparison like arg0 == 1, found {text[:60]!r}")
+        index, value = int(match[1]), self.value(match[3], where)
+        if match[2] == "&":
+            return ~Arg(index, Op.MASKED_EQ, value, 0)
+        if match[2] == "in":
+            return Arg(index, Op.MASKED_EQ, ~value & _ALL, 0)
+        return Arg(index, _OPS[match[2]], value)
+
+    def value(self, text: str, where: str) -> int:
+        result = 0
+        for word in text.split("|"):
+            word = word.strip()
+            name = word.lstrip("~").strip()
+            try:
+                one = int(name, 8 if re.fullmatch(r"0[0-7]+", name) else 0)
+            except ValueError:
+                one = self.constant(name, where)
+            if not -1 << 63 <= one <= _ALL:
+                self.fail(where, f"{name[:40]} does not fit 64 bits")
+            result |= (~one if (len(word) - len(word.lstrip("~"))) % 2 else one) & _ALL
+        return result
+
+    def constant(self, name: str, where: str) -> int:
+        if re.fullmatch(r"[A-Z][A-Z0-9_]+", name):
+            for module in (os, socket, mmap, fcntl, termios, signal, stat):
+                found = getattr(module, name, None)
+                if isinstance(found, int):
+                    return int(found)
+        self.fail(where, f"{name[:40]!r} is not a number, nor a constant that is known here: write the number")
+
+    def fail(self, where: str, reason: str) -> NoReturn:
+        raise PolicyError(f"{where}: {reason}")
+
+
+def is_policy(data: bytes) -> bool:
+    """Whether text looks like minijail's: a line that is ``call: ...`` or ``@word ...``."""
+    return re.search(rb"^[ \t]*(@[a-z]+\s|[A-Za-z0-9_]+[ \t]*:)", data, re.MULTILINE) is not None
+
+
+def parse(data: bytes, name: str, *, arch: ArchLike = None, default: int = KILL_PROCESS) -> Policy:
+    """Read a policy file; named constants have this machine's values, included files count from the working directory.
+
+    Raises:
+        PolicyError: not such a file; the message has the file, the line and the reason.
+    """
+    policy = Policy(default, arch)
+    _Reader(policy).text(data, name)
+    return policy
