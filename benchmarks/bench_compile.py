@@ -109,6 +109,24 @@ def test_policy_and_adds_and_compile_in_python(benchmark: Any, tmp_path: Path) -
     assert figures["ours : linear"]["median"] <= 0.1
 
 
+def test_adding_rules_is_linear(benchmark: Any) -> None:
+    per_rule: dict[int, list[float]] = {400: [], 4_000: [], 40_000: []}
+
+    def add(count: int) -> ps.Policy:
+        policy = ps.Policy(ps.ALLOW, "x86_64")
+        start = time.perf_counter_ns()
+        for nr in range(count):
+            policy.add(ps.ERRNO(1), nr)
+        per_rule[count].append((time.perf_counter_ns() - start) / count)
+        return policy
+
+    for _ in range(8):
+        for count in per_rule:
+            add(count)
+    benchmark.pedantic(lambda: add(400), rounds=ROUNDS)
+    h.report(benchmark, "ns to add a rule, by their number", {str(n): h.spread(times) for n, times in per_rule.items()})
+
+
 POLICIES = {
     "docker-default": lambda: h.oci_policy("docker-default.json"),
     "docker-default, x86_64": lambda: h.oci_policy("docker-default.json", h.ONE),

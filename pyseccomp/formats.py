@@ -7,7 +7,6 @@ begin with ``call:`` or ``@``.
 from __future__ import annotations
 
 import os
-import re
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal
@@ -109,7 +108,7 @@ def dump(source: Policy | Program, output: str, *, name: str = "filter") -> byte
     if output == "text":
         return (program(source).disassemble().rstrip("\n") + "\n").encode()
     if output == "c-header":
-        return _c_header(program(source), name).encode()
+        return program(source).to_c(name).encode()
     if output != "oci":
         raise PolicyError(f"format {output!r}: must be one of {', '.join(OUTPUTS)}")
     if isinstance(source, Program):
@@ -117,15 +116,6 @@ def dump(source: Policy | Program, output: str, *, name: str = "filter") -> byte
     import json
 
     return (json.dumps(source.to_oci(), indent=2) + "\n").encode()
-
-
-def _c_header(code: Program, name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise PolicyError(f"{name!r} is not a name for a variable in C")
-    rows = [f"\t{{ {op:#04x}, {jt}, {jf}, {k:#010x} }}," for op, jt, jf, k in struct.iter_unpack("=HBBI", bytes(code))]
-    head = f"/* A seccomp program of {len(code)} instructions, SHA-256 {code.digest.hex()}. */"
-    body = f"static const struct sock_filter {name}[{len(code)}] = {{"
-    return "\n".join([head, "#include <linux/filter.h>", "", body, *rows, "};", ""])
 
 
 _LOAD, _JEQ, _RET = 0x20, 0x15, 0x06

@@ -1,7 +1,11 @@
 """Rules and what they come to, without a kernel."""
 
+import contextlib
 import errno
 import pickle
+import random
+import threading
+import time
 
 import pytest
 
@@ -197,3 +201,30 @@ def test_name_with_an_architecture_is_for_that_one_alone():
     assert answer(made, "accept", arch="x86_64") == ps.ALLOW
     with pytest.raises(UnknownSyscallError, match="x86_64 has no system call 'chown32'"):
         made.add(ps.ERRNO(1), "chown32", arch="x86_64")
+
+
+def test_other_threads_run_while_a_policy_is_compiled():
+    policy = ps.Policy(ps.ERRNO(1))
+    rng = random.Random(1)
+    for name in ps.syscalls.names("x86_64")[:40]:
+        for value in rng.sample(range(1 << 40), 40):
+            policy.add(ps.ALLOW, name, ps.Arg(0, ps.EQ, value))
+    ticks: list[float] = []
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(0.0005):
+            ticks.append(time.perf_counter())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        start = time.perf_counter()
+        with contextlib.suppress(ps.PolicyTooLargeError):
+            policy._compiled("depth", [])
+        end = time.perf_counter()
+    finally:
+        stop.set()
+        thread.join()
+    middle = [t for t in ticks if start + (end - start) / 10 < t < end - (end - start) / 10]
+    assert len(middle) > 3, f"{len(middle)} of {len(ticks)} ticks in {end - start:.3f} s"
