@@ -58,7 +58,7 @@ int psc_notify_receive(int fd, union psc_notif *ret_n)
 	return control(fd, SECCOMP_IOCTL_NOTIF_RECV, ret_n);
 }
 
-static int answer(int fd, uint64_t id, int64_t value, int error, uint32_t flags)
+int psc_notify_respond(int fd, uint64_t id, int64_t value, int error, uint32_t flags)
 {
 	union response response = { .r = { .id = id, .val = value, .error = error, .flags = flags } };
 	int r;
@@ -72,19 +72,19 @@ static int answer(int fd, uint64_t id, int64_t value, int error, uint32_t flags)
 
 int psc_notify_continue(int fd, uint64_t id)
 {
-	return answer(fd, id, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
+	return psc_notify_respond(fd, id, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
 }
 
 int psc_notify_error(int fd, uint64_t id, int error)
 {
 	if (error < 1 || error > MAX_ERRNO)
 		return -EINVAL;
-	return answer(fd, id, 0, -error, 0);
+	return psc_notify_respond(fd, id, 0, -error, 0);
 }
 
 int psc_notify_value(int fd, uint64_t id, int64_t value)
 {
-	return answer(fd, id, value, 0, 0);
+	return psc_notify_respond(fd, id, value, 0, 0);
 }
 
 int psc_notify_valid(int fd, uint64_t id)

@@ -486,6 +486,10 @@ PSC_MUST_CHECK int psc_notify_receive(int fd, union psc_notif *ret_n);
  * answered. */
 PSC_MUST_CHECK int psc_notify_continue(int fd, uint64_t id);
 
+/* Answer with the kernel's own fields (struct seccomp_notif_resp). -EINVAL: flags
+ * that it does not know, or error or value beside FLAG_CONTINUE. */
+PSC_MUST_CHECK int psc_notify_respond(int fd, uint64_t id, int64_t value, int error, uint32_t flags);
+
 /* Make the call fail with error (1..4095), or return value. -EINPROGRESS: already
  * answered. -EINVAL: error is out of range. */
 PSC_MUST_CHECK int psc_notify_error(int fd, uint64_t id, int error);

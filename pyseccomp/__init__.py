@@ -90,3 +90,19 @@ from pyseccomp.errors import (
 
 # ---- formats
 from pyseccomp.formats import load as load
+
+# ---- libseccomp's interface
+from pyseccomp.compat import (
+    Attr as Attr,
+    Kver as Kver,
+    LibseccompError as LibseccompError,
+    LibseccompValueError as LibseccompValueError,
+    NotificationAddfd as NotificationAddfd,
+    NotificationResponse as NotificationResponse,
+    SyscallFilter as SyscallFilter,
+    c_str as c_str,
+    get_api as get_api,
+    resolve_syscall as resolve_syscall,
+    set_api as set_api,
+    system_arch as system_arch,
+)

@@ -450,6 +450,53 @@ def probe_receive_ends() -> bool:
     return _check(r, "probe the end of listeners") == 1
 
 
+cdef int _notify_result(int r) except -1:
+    if r < 0:
+        raise OSError(-r, os.strerror(-r))
+    return r
+
+
+def notify_receive(int fd) -> tuple:
+    """(id, pid, flags, nr, arch, ip, arguments) of a listener's next notification; what is over meanwhile is passed over."""
+    cdef cpsc.psc_notif notif
+    cdef int r
+    while True:
+        with nogil:
+            r = cpsc.psc_notify_poll(fd, -1)
+            if r == cpsc.PSC_POLL_GONE:
+                r = -ENOENT
+            elif r >= 0:
+                r = cpsc.psc_notify_receive(fd, &notif)
+                if r == -ENOENT:
+                    r = -EINTR
+        if r != -EINTR:
+            break
+        PyErr_CheckSignals()
+    _notify_result(r)
+    return (
+        notif.n.id, notif.n.pid, notif.n.flags, notif.n.data.nr, notif.n.data.arch, notif.n.data.instruction_pointer,
+        [notif.n.data.args[i] for i in range(6)],
+    )
+
+
+def notify_respond(int fd, uint64_t id, int64_t value, int error, uint32_t flags) -> None:
+    cdef int r
+    with nogil:
+        r = cpsc.psc_notify_respond(fd, id, value, error, flags)
+    _notify_result(r)
+
+
+def notify_addfd(int fd, uint64_t id, int source, int at, bint cloexec, bint send) -> int:
+    cdef unsigned int flags = (cpsc.PSC_ADDFD_CLOEXEC if cloexec else 0) | (cpsc.PSC_ADDFD_SEND if send else 0)
+    cdef int r
+    while True:
+        with nogil:
+            r = cpsc.psc_notify_addfd(fd, id, source, at, flags)
+        if r != -EINTR:
+            return _notify_result(r)
+        PyErr_CheckSignals()
+
+
 def report(error, notification) -> None:
     """Give error to sys.unraisablehook."""
     PyErr_SetObject(type(error), error)

@@ -232,6 +232,14 @@ cdef extern from "psc.h" nogil:
         pass
 
     int psc_notify_probe_ends()
+    enum:
+        PSC_POLL_PENDING
+        PSC_POLL_GONE
+
+    int psc_notify_poll(int fd, int64_t deadline)
+    int psc_notify_receive(int fd, psc_notif *ret_n)
+    int psc_notify_respond(int fd, uint64_t id, int64_t value, int error, uint32_t flags)
+    int psc_notify_addfd(int fd, uint64_t id, int source, int at, unsigned int flags)
     int psc_wake_signal_install()
     int psc_inbox_new(int wake_signal, psc_inbox **ret_inbox)
     void psc_inbox_free(psc_inbox *inbox)

@@ -44,7 +44,7 @@ class _Names:
             return ""
         word, token = held
         if word == "arch" and k in _TOKENS:
-            return _TOKENS[k].value
+            return str(_TOKENS[k].value)
         if word == "nr" and token in _TOKENS:
             index = _core.arch_of(token, k)
             return syscalls.name(k, list(Arch)[index]) or ""

@@ -8,9 +8,9 @@ import functools
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from pyseccomp import _core, syscalls
+from pyseccomp import _core, compat_notify, syscalls
 from pyseccomp.errors import ReceiveTimeoutError
 from pyseccomp.responder import Responder, allow, deny, kill, reply
 
@@ -24,7 +24,17 @@ class _HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 
-class Notification(_core.Event):
+class _NotificationType(type):
+    """Called as libseccomp's classes are, Notification(...) makes the plain value of :mod:`pyseccomp.compat_notify`."""
+
+    def __call__(cls, *args: Any, **named: Any) -> Any:
+        return compat_notify.Notification(*args, **named)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return type.__instancecheck__(cls, instance) or isinstance(instance, compat_notify.Notification)
+
+
+class Notification(_core.Event, metaclass=_NotificationType):
     """One system call that waits for an answer.
 
     The task sleeps in the call until one of :meth:`allow`, :meth:`deny`, :meth:`reply`, :meth:`kill` or

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import enum
 import functools
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pyseccomp import _core
 from pyseccomp.errors import PolicyError, UnknownSyscallError, UnsupportedError
@@ -29,10 +29,28 @@ _ALIASES: Final = {
     "hppa": "parisc",
 }
 X32_BIT: Final = 0x40000000
+_X32_TOKEN: Final = 0x4000003E
 
 
-class Arch(enum.Enum):
-    """An architecture, or rather a system call ABI: x32 is one of its own."""
+class _ArchType(enum.EnumMeta):
+    """``Arch()`` is the native one, and ``Arch.NATIVE`` the number that stands for it, as in libseccomp's binding."""
+
+    NATIVE: Final = 0
+
+    if not TYPE_CHECKING:
+
+        def __call__(cls, value=NATIVE, *args, **named):  # noqa: N805
+            return super().__call__(value, *args, **named)
+
+
+class Arch(int, enum.Enum, metaclass=_ArchType):
+    """An architecture, or rather a system call ABI: x32 is one of its own.
+
+    A member is an int, libseccomp's token for it: the kernel's AUDIT_ARCH, but for x32. ``Arch(...)`` takes a name, such a
+    token (signed or not) or nothing for the native one.
+
+    Raises: ValueError: there is no such architecture. TypeError: neither a name nor a token.
+    """
 
     X86_64 = "x86_64"
     X86 = "x86"
@@ -57,6 +75,38 @@ class Arch(enum.Enum):
     S390X = "s390x"
     SH = "sh"
     SHEB = "sheb"
+
+    def __new__(cls, name: str) -> Arch:
+        """Make a member; its value is the name."""
+        self = int.__new__(cls, _X32_TOKEN if name == "x32" else _TABLE[_INDEXES[name]][1])
+        self._value_ = name
+        return self
+
+    __hash__ = int.__hash__
+
+    def __repr__(self) -> str:
+        return f"<Arch.{self._name_}>"
+
+    __str__ = enum.Enum.__str__
+    __format__ = object.__format__
+
+    @classmethod
+    def _missing_(cls, value: object) -> Arch | None:
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            raise TypeError(f"Architecture must be an int or str type, not {type(value).__name__}")
+        try:
+            return cls._of_token(value) if isinstance(value, int) else cls.of(value)
+        except ValueError:
+            return None
+
+    @classmethod
+    def _of_token(cls, token: int) -> Arch:
+        if token == _ArchType.NATIVE:
+            return cls.native()
+        for arch in cls:
+            if arch == token % (1 << 32):
+                return arch
+        raise ValueError(f"{token:#x} is the token of no architecture")
 
     @property
     def index(self) -> int:
@@ -102,10 +152,10 @@ class Arch(enum.Enum):
         if arch is None:
             return cls.native()
         if isinstance(arch, int):
-            index = _core.arch_of(arch, 0)
-            if index < 0:
-                raise PolicyError(f"architecture {arch:#x}: no such AUDIT_ARCH token")
-            return cls(_TABLE[index][0])
+            try:
+                return cls._of_token(arch or -1)
+            except ValueError:
+                raise PolicyError(f"architecture {arch:#x}: no such AUDIT_ARCH token") from None
         name = arch.removeprefix("SCMP_ARCH_").lower()
         name = _ALIASES.get(name, name)
         try:
