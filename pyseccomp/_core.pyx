@@ -450,14 +450,8 @@ def probe_receive_ends() -> bool:
     return _check(r, "probe the end of listeners") == 1
 
 
-cdef int _notify_result(int r) except -1:
-    if r < 0:
-        raise OSError(-r, os.strerror(-r))
-    return r
-
-
-def notify_receive(int fd) -> tuple:
-    """(id, pid, flags, nr, arch, ip, arguments) of a listener's next notification; what is over meanwhile is passed over."""
+def notify_receive(int fd) -> tuple | int:
+    """(id, pid, flags, nr, arch, ip, arguments) of a listener's next notification (not of one that is over by then), or -errno."""
     cdef cpsc.psc_notif notif
     cdef int r
     while True:
@@ -472,18 +466,19 @@ def notify_receive(int fd) -> tuple:
         if r != -EINTR:
             break
         PyErr_CheckSignals()
-    _notify_result(r)
+    if r < 0:
+        return r
     return (
         notif.n.id, notif.n.pid, notif.n.flags, notif.n.data.nr, notif.n.data.arch, notif.n.data.instruction_pointer,
         [notif.n.data.args[i] for i in range(6)],
     )
 
 
-def notify_respond(int fd, uint64_t id, int64_t value, int error, uint32_t flags) -> None:
+def notify_respond(int fd, uint64_t id, int64_t value, int error, uint32_t flags) -> int:
     cdef int r
     with nogil:
         r = cpsc.psc_notify_respond(fd, id, value, error, flags)
-    _notify_result(r)
+    return r
 
 
 def notify_addfd(int fd, uint64_t id, int source, int at, bint cloexec, bint send) -> int:
@@ -493,7 +488,7 @@ def notify_addfd(int fd, uint64_t id, int source, int at, bint cloexec, bint sen
         with nogil:
             r = cpsc.psc_notify_addfd(fd, id, source, at, flags)
         if r != -EINTR:
-            return _notify_result(r)
+            return r
         PyErr_CheckSignals()
 
 
@@ -741,9 +736,9 @@ cdef class Inbox:
     cdef Journal journal
     cdef readonly object owner
     cdef readonly Stats stats
-    cdef type factory
+    cdef object factory
 
-    def __cinit__(self, int wake_signal, type factory not None):
+    def __cinit__(self, int wake_signal, factory not None):
         cdef int r
         if not issubclass(factory, Event):
             raise TypeError("an inbox makes kinds of Event")

@@ -21,7 +21,8 @@ Where it differs, on purpose:
   all of ipc's first argument, of which the kernel looks at 16 bits. Here such a call gets the strictest answer that could be.
 - A negative or out of range errno in ``ERRNO()``, a MASKED_EQ value with bits outside its mask, a second value for an
   operator that takes one, and an argument number above 5 are refused where they are written (libseccomp cuts them).
-- An unknown negative number is refused (libseccomp says that it added the rule).
+- A negative number stands for its name everywhere, an unknown one is refused (libseccomp adds rules for such numbers).
+- ``resolve_syscall`` answers a call's own number where it has one (the binding, for some, the multiplexer's).
 - A rule that is refused changes nothing (libseccomp 2.5 also forgets the architectures added since the last rule).
 - Comparisons of 32-bit architectures use the low halves of values, as there; see :mod:`pyseccomp.compat_rules` for the order of rules.
 - Nothing is held while waiting, responses are freed, a merged filter is usable again, ``reset()`` keeps the default
@@ -224,7 +225,7 @@ class _Level:
         return self.forced if self.forced is not None else self._probe()
 
     def has(self, flag: int) -> bool:
-        return self.get() > _LEVELS.index(flag)
+        return self.get() > _LEVELS.index(flag) + 1
 
 
 _level = _Level()
@@ -365,7 +366,6 @@ class SyscallFilter:
         self._saved: list[_State] = []
         self._cache: Program | None = None
         self._listener = -1
-        self._ready: set[int] = set()
         self._state = self._fresh(_word(defaction, "SyscallFilter()"))
 
     def __del__(self) -> None:
@@ -509,11 +509,13 @@ class SyscallFilter:
 
         Raises:
             LibseccompValueError: priority is out of range.
-            LibseccompError: EINVAL: there is no such call.
+            LibseccompError: EINVAL: there is no such call. EFAULT: a number without a name, as in add_rule().
         """
         if not 0 <= priority <= 255:
             _fail(errno.EINVAL, f"syscall_priority({syscall!r}, {priority})", "Syscall priority must be between 0 and 255")
         call = self._call(syscall, "syscall_priority()")
+        for one in self._state.filters:
+            one.place(_Rule(0, call, (), exact=False))
         self._state.priorities[call] = max(priority, self._state.priorities.get(call, 0))
         self._changed()
 
@@ -729,10 +731,10 @@ class SyscallFilter:
             LibseccompError: no listener; ENOENT: no task is left under it.
         """
         listener = self._notify_fd(fd)
-        try:
-            return Notification(*_core.notify_receive(listener))
-        except OSError as error:
-            _fail(error.errno or errno.EIO, f"receive_notify() from descriptor {listener}")
+        got = _core.notify_receive(listener)
+        if isinstance(got, int):
+            _fail(-got, f"receive_notify() from descriptor {listener}")
+        return Notification(*got)
 
     def respond_notify(self, response: NotificationResponse, fd: int | None = None) -> None:
         """Answer a notification.
@@ -742,10 +744,9 @@ class SyscallFilter:
                 val or error beside the flag 1.
         """
         listener = self._notify_fd(fd)
-        try:
-            _core.notify_respond(listener, response.id, response.val, response.error, response.flags)
-        except OSError as error:
-            _fail(error.errno or errno.EIO, f"respond_notify() to {response.id:#x}")
+        r = _core.notify_respond(listener, response.id, response.val, response.error, response.flags)
+        if r < 0:
+            _fail(-r, f"respond_notify() to {response.id:#x}")
 
     def notify_addfd(self, addfd: NotificationAddfd, fd: int | None = None) -> int:
         """Put a copy of a descriptor into the target; return its number there.
@@ -757,7 +758,7 @@ class SyscallFilter:
         if addfd.flags & ~3 or addfd.newfd_flags & ~os.O_CLOEXEC:
             _fail(errno.EINVAL, f"notify_addfd(): flags {addfd.flags:#x}, newfd_flags {addfd.newfd_flags:#x}")
         at = addfd.newfd if addfd.flags & 1 else -1
-        try:
-            return _core.notify_addfd(listener, addfd.id, addfd.srcfd, at, bool(addfd.newfd_flags), bool(addfd.flags & 2))
-        except OSError as error:
-            _fail(error.errno or errno.EIO, f"notify_addfd() of descriptor {addfd.srcfd} for {addfd.id:#x}")
+        r = _core.notify_addfd(listener, addfd.id, addfd.srcfd, at, bool(addfd.newfd_flags), bool(addfd.flags & 2))
+        if r < 0:
+            _fail(-r, f"notify_addfd() of descriptor {addfd.srcfd} for {addfd.id:#x}")
+        return r

@@ -5,7 +5,8 @@ first, of one argument equality before ``<`` and ``<=`` before ``>`` and ``>=``,
 smaller ones), then the order of adding; on 64-bit architectures by the high half, then by the low one. A rule without
 comparisons holds alone, whatever was or will be added. Of a rule whose comparisons begin another's, the shorter one holds:
 a longer one is passed over if it comes later, and goes if it came earlier with the same action; with another action the
-shorter one is refused, as is the same rule again with another action.
+shorter one is refused, as is the same rule again with another action. A rule that asks all that an earlier one asks, and more,
+is passed over; a later one that asks less than an earlier one with the same action takes its place.
 
 :class:`CallRules` is that order for one call; it holds comparisons as paths in a tree, a step for each word compared.
 """
@@ -71,51 +72,56 @@ def _steps(arg: Arg, wide: bool) -> Iterator[_Step]:
 class CallRules:
     """The rules of one call on one architecture; through a multiplexer no rule is without a comparison."""
 
-    __slots__ = ("_always", "_level", "_multiplexed", "_wide")
+    __slots__ = ("_always", "_held", "_level", "_multiplexed", "_wide")
 
     def __init__(self, wide: bool, multiplexed: bool = False) -> None:
         self._wide = wide
         self._multiplexed = multiplexed
         self._always: int | None = None
+        self._held: dict[Path, tuple[int, tuple[Arg, ...]]] = {}
         self._level: list[_Node] = []
 
     def check(self, action: int, args: Sequence[Arg]) -> None:
         """Raise ConflictError if :meth:`add` could not take the rule."""
         path = self._path(args)
-        level = self._level
-        if self._multiplexed and not path:
-            held_alone = () if self._always is None else (self._always,)
-            if any(a != action for a in (*held_alone, *(a for a, _ in _walk(level)))):
+        if not path:
+            alone = () if self._always is None else (self._always,)
+            if self._multiplexed and any(other != action for other in (*alone, *(other for other, _ in self._held.values()))):
                 raise ConflictError
-        for at, step in enumerate(path):
-            node = next((node for node in level if node.step.test == step.test), None)
-            if node is None or self._always is not None:
-                return
-            held = node.leaf.get(step.branch)
-            level = node.below.get(step.branch, [])
-            if at == len(path) - 1 and (held is not None and held[0] != action or any(a != action for a, _ in _walk(level))):
-                raise ConflictError
-            if held is not None:
-                return
+        elif self._always is None and (path in self._held or not self._hidden(path)):
+            for held, (other, _) in self._held.items():
+                if held[: len(path)] == path and other != action:
+                    raise ConflictError
 
     def add(self, action: int, args: Sequence[Arg]) -> None:
         """Add a rule that :meth:`check` let pass; it may be passed over, or take the place of others."""
         path = self._path(args)
-        if self._always is not None:
+        if self._always is not None or self._hidden(path):
             return
         if not path:
             self._always = action
+            self._held.clear()
             self._level = []
-        level = self._level
-        for at, step in enumerate(path):
-            node = _place(level, step)
-            if step.branch in node.leaf:
-                return
-            if at < len(path) - 1:
-                level = node.below.setdefault(step.branch, [])
-            else:
-                node.below.pop(step.branch, None)
-                node.leaf[step.branch] = action, tuple(args)
+            return
+        wider = self._wider(action, path)
+        for held in wider:
+            del self._held[held]
+        if wider:
+            self._level = []
+            for held, rule in self._held.items():
+                _put(self._level, held, rule)
+        self._held[path] = rule = action, tuple(args)
+        _put(self._level, path, rule)
+
+    def _hidden(self, path: Path) -> bool:
+        """Whether a rule that is there asks nothing more: it is tried before this one."""
+        asked = set(path)
+        return any(asked.issuperset(held) for held in self._held)
+
+    def _wider(self, action: int, path: Path) -> list[Path]:
+        """The rules that this one makes needless: the same action, and they ask more."""
+        asked = set(path)
+        return [held for held, (other, _) in self._held.items() if other == action and asked.issubset(held)]
 
     def _path(self, args: Sequence[Arg]) -> Path:
         return tuple(step for arg in sorted(args, key=lambda arg: arg.index) for step in _steps(arg, self._wide))
@@ -126,6 +132,13 @@ class CallRules:
             yield self._always, ()
         else:
             yield from _walk(self._level)
+
+
+def _put(level: list[_Node], path: Path, rule: tuple[int, tuple[Arg, ...]]) -> None:
+    """Put a path of steps into a tree, with the rule at its end."""
+    for step in path[:-1]:
+        level = _place(level, step).below.setdefault(step.branch, [])
+    _place(level, path[-1]).leaf[path[-1].branch] = rule
 
 
 def _place(level: list[_Node], step: _Step) -> _Node:

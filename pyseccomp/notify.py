@@ -28,7 +28,7 @@ class _NotificationType(type):
     """Called as libseccomp's classes are, Notification(...) makes the plain value of :mod:`pyseccomp.compat_notify`."""
 
     def __call__(cls, *args: Any, **named: Any) -> Any:
-        return compat_notify.Notification(*args, **named)
+        return compat_notify.Notification(*args, **named) if args or named else super().__call__()
 
     def __instancecheck__(cls, instance: object) -> bool:
         return type.__instancecheck__(cls, instance) or isinstance(instance, compat_notify.Notification)

@@ -88,7 +88,9 @@ class Arch(int, enum.Enum, metaclass=_ArchType):
         return f"<Arch.{self._name_}>"
 
     __str__ = enum.Enum.__str__
-    __format__ = object.__format__
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
 
     @classmethod
     def _missing_(cls, value: object) -> Arch | None:
@@ -159,8 +161,8 @@ class Arch(int, enum.Enum, metaclass=_ArchType):
         name = arch.removeprefix("SCMP_ARCH_").lower()
         name = _ALIASES.get(name, name)
         try:
-            return cls(name)
-        except ValueError:
+            return cls._value2member_map_[name]  # type: ignore[return-value]
+        except KeyError:
             near = difflib.get_close_matches(name, [*(a.value for a in cls), *_ALIASES], 3)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise PolicyError(f"architecture {arch!r} is not known{hint}") from None

@@ -1,4 +1,4 @@
-"""Build rule sets by Debian's python3-seccomp, for test_compat.py; runs under the system's Python.
+"""Build rule sets by Debian's python3-seccomp, for test_compat_rules.py; runs under the system's Python.
 
 Each line of stdin is a JSON rule set; each of stdout what became of it: the errno of every add_rule() and the program. A set
 is built in a child of its own, because some make libseccomp crash, or loop for ever.
