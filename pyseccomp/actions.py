@@ -178,6 +178,8 @@ class Arg(Condition):
     signed: bool = False
 
     def __post_init__(self) -> None:
+        if self._plain():
+            return
         if isinstance(self.index, bool) or not isinstance(self.index, int) or not 0 <= self.index <= 5:
             raise PolicyError(f"argument index {self.index!r}: a system call has arguments 0 to 5")
         try:
@@ -189,6 +191,12 @@ class Arg(Condition):
         self._word("a", self.a)
         self._word("b", self.b)
         self._check_possible()
+
+    def _plain(self) -> bool:
+        """Whether it is one of the common comparisons, of which nothing can be wrong."""
+        if type(self.op) is not Op or self.op >= MASKED_EQ or self.b != 0 or self.bits != 64 or self.signed:
+            return False
+        return type(self.index) is int and 0 <= self.index <= 5 and type(self.a) is int and 0 <= self.a < 1 << 64
 
     def _word(self, name: str, value: int) -> int:
         limit = 1 << self.bits

@@ -42,8 +42,7 @@ def load(
     """
     name = os.fspath(path)
     try:
-        with open(name, "rb") as file:
-            data = file.read(MAX_SIZE + 1)
+        data = oci.read_file(name)
     except OSError as error:
         raise PolicyError(f"{name}: cannot be read: {error.strerror}") from error
     return parse(data, name, caps=caps, arch=arch, kernel=kernel, thread=thread)

@@ -28,6 +28,7 @@ from pyseccomp.policy import Policy, Rule
 from pyseccomp.syscalls import Arch, ArchLike
 
 MAX_SIZE: Final = 16 << 20
+_CHUNK: Final = 1 << 16
 _ACTIONS: Final = {
     "SCMP_ACT_KILL": actions.KILL_THREAD,
     "SCMP_ACT_KILL_THREAD": actions.KILL_THREAD,
@@ -38,6 +39,11 @@ _ACTIONS: Final = {
     "SCMP_ACT_ALLOW": actions.ALLOW,
     "SCMP_ACT_LOG": actions.LOG,
     "SCMP_ACT_NOTIFY": actions.NOTIFY,
+}
+_WITHOUT_DATA: Final = {
+    **{action: action for action in _ACTIONS.values()},
+    actions.ERRNO(0): actions.ERRNO(errno.EPERM),
+    actions.TRACE(0): actions.TRACE(errno.EPERM),
 }
 _ACTION_NAMES: Final = {
     "KILL_THREAD": "SCMP_ACT_KILL_THREAD",
@@ -53,12 +59,15 @@ _OPS: Final = {f"SCMP_CMP_{op.name}": op for op in Op if op is not Op.RANGE}
 _KEPT: Final = ("flags", "listenerPath", "listenerMetadata")
 _FLAGS: Final = tuple(f"SECCOMP_FILTER_FLAG_{name}" for name in ("TSYNC", "LOG", "SPEC_ALLOW", "WAIT_KILLABLE_RECV"))
 _EXTENSION: Final = "x-pyseccomp"
-_PROFILE_KEYS: Final = (
-    "defaultAction", "defaultErrnoRet", "defaultErrno", "architectures", "archMap", "syscalls", *_KEPT, _EXTENSION
-)  # fmt: skip
-_RULE_KEYS: Final = ("names", "name", "action", "errnoRet", "errno", "args", "includes", "excludes", "comment")
-_ARG_KEYS: Final = ("index", "value", "valueTwo", "op")
-_WHEN_KEYS: Final = ("caps", "arches", "minKernel")
+_PROFILE_KEYS: Final = frozenset(
+    ("defaultAction", "defaultErrnoRet", "defaultErrno", "architectures", "archMap", "syscalls", *_KEPT, _EXTENSION)
+)
+_RULE_KEYS: Final = frozenset(("names", "name", "action", "errnoRet", "errno", "args", "includes", "excludes", "comment"))
+_ARG_KEYS: Final = frozenset(("index", "value", "valueTwo", "op"))
+_WHEN_KEYS: Final = frozenset(("caps", "arches", "minKernel"))
+_EXTENSION_KEYS: Final = frozenset(("badArch", "badArchData", "lowWords"))
+_ALWAYS: Final[list[tuple[Condition, ...]]] = [()]
+_ONLY_STRINGS: Final = frozenset((str,))
 _ARCHES: Final = {f"SCMP_ARCH_{arch.name}": arch for arch in Arch}
 _ENGINE_NAMES: Final = {Arch.X86_64: "amd64", Arch.AARCH64: "arm64", Arch.MIPSEL: "mipsle", Arch.LOONGARCH64: "loong64"}
 _CONDITION_ARCHES: Final = {_ENGINE_NAMES.get(arch, arch.value) for arch in Arch}
@@ -83,17 +92,25 @@ def _hint(word: str, known: Iterable[str]) -> str:
 class _Reader:
     """Take a profile apart; every error names the file and the place in it."""
 
-    def __init__(self, source: str, caps: frozenset[str], arch: Arch, kernel: tuple[int, int]) -> None:
+    def __init__(self, source: str, caps: frozenset[str], arch: Arch, kernel: str | None) -> None:
         self.source = source
         self.caps = caps
         self.arch = arch
-        self.kernel = kernel
+        self.release = _kernel(kernel) if kernel is not None else None
+
+    def running(self) -> tuple[int, int]:
+        """The kernel that minKernel is compared with."""
+        if self.release is None:
+            self.release = _kernel(os.uname().release)
+        return self.release
 
     def fail(self, path: str, reason: str) -> NoReturn:
         raise PolicyError(f"{self.source}: {path or '$'}: {reason}")
 
-    def keys(self, holder: Mapping[str, Any], path: str, known: tuple[str, ...]) -> None:
+    def keys(self, holder: Mapping[str, Any], path: str, known: frozenset[str]) -> None:
         """Refuse a key that is nearly a known one; engines pass over all they do not know, and so over a misspelt one."""
+        if known.issuperset(holder):
+            return
         for key in holder:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, 1, 0.75)
@@ -105,12 +122,18 @@ class _Reader:
         value = holder.get(key)
         if value is None:
             return default
+        if type(value) is kind:
+            return value
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             self.fail(f"{path}.{key}", f"expected {kind.__name__}, found {type(value).__name__}")
         return value
 
     def strings(self, holder: Mapping[str, Any], path: str, key: str) -> list[str]:
+        if key not in holder:
+            return []
         values = self.typed(holder, path, key, list, [])
+        if _ONLY_STRINGS.issuperset(map(type, values)):
+            return list(values)
         for at, value in enumerate(values):
             if not isinstance(value, str):
                 self.fail(f"{path}.{key}[{at}]", f"expected str, found {type(value).__name__}")
@@ -118,6 +141,8 @@ class _Reader:
 
     def number(self, holder: Mapping[str, Any], path: str, key: str, limit: int, default: int | None = None) -> int | None:
         value = self.typed(holder, path, key, int, default)
+        if type(value) is int and 0 <= value <= limit:
+            return value
         if value is not None and not 0 <= value <= limit:
             self.fail(f"{path}.{key}", f"{value} is outside 0..{limit}")
         return None if value is None else int(value)
@@ -130,6 +155,8 @@ class _Reader:
             hint = _hint(name, _ACTIONS) or f" (known: {', '.join(_ACTIONS)})"
             self.fail(f"{path}.{key}", f"unknown action {name!r}{hint}")
         action = _ACTIONS[name]
+        if data_key not in holder and data_key.removesuffix("Ret") not in holder:
+            return _WITHOUT_DATA[action]
         data = self._errno(holder, path, data_key, 0xFFFF if action.name == "TRACE" else 4095)
         if action.name == "TRACE":
             return actions.TRACE(errno.EPERM if data is None else data)
@@ -182,40 +209,44 @@ class _Reader:
 
     def applies(self, rule: Mapping[str, Any], path: str) -> bool:
         """Whether includes and excludes let the rule stand for these capabilities, this architecture, this kernel."""
-        includes, excludes = (self.typed(rule, path, key, dict, {}) for key in ("includes", "excludes"))
-        include, exclude = f"{path}.includes", f"{path}.excludes"
-        self.keys(includes, include, _WHEN_KEYS)
-        self.keys(excludes, exclude, _WHEN_KEYS)
+        if "includes" not in rule and "excludes" not in rule:
+            return True
+        includes, excludes = self.typed(rule, path, "includes", dict), self.typed(rule, path, "excludes", dict)
         here = _ENGINE_NAMES.get(self.arch, self.arch.value)
-        among = self._arches(self.strings(includes, include, "arches"), f"{include}.arches")
-        if among and here not in among:
-            return False
-        if here in self._arches(self.strings(excludes, exclude, "arches"), f"{exclude}.arches"):
-            return False
-        if not self.caps.issuperset(self._caps(self.strings(includes, include, "caps"), f"{include}.caps")):
-            return False
-        if not self.caps.isdisjoint(self._caps(self.strings(excludes, exclude, "caps"), f"{exclude}.caps")):
-            return False
-        lowest, below = self._kernel(includes, include), self._kernel(excludes, exclude)
-        return (lowest is None or self.kernel >= lowest) and (below is None or self.kernel < below)
+        arches, caps, lowest = self._when(includes or {}, f"{path}.includes")
+        fits = (not arches or here in arches) and self.caps.issuperset(caps) and (lowest is None or self.running() >= lowest)
+        arches, caps, below = self._when(excludes or {}, f"{path}.excludes")
+        return fits and here not in arches and self.caps.isdisjoint(caps) and (below is None or self.running() < below)
 
-    def _arches(self, names: list[str], path: str) -> set[str]:
+    def _when(self, holder: Mapping[str, Any], path: str) -> tuple[list[str], list[str], tuple[int, int] | None]:
+        """The arches, caps and kernel that a rule includes or excludes."""
+        if not holder:
+            return [], [], None
+        self.keys(holder, path, _WHEN_KEYS)
+        arches = self._arches(self.strings(holder, path, "arches"), f"{path}.arches")
+        return arches, self._caps(self.strings(holder, path, "caps"), f"{path}.caps"), self._kernel(holder, path)
+
+    def _arches(self, names: list[str], path: str) -> list[str]:
+        if _CONDITION_ARCHES.issuperset(names):
+            return names
         for at, name in enumerate(names):
             if name not in _CONDITION_ARCHES:
                 known = _ENGINE_NAMES.get(_ARCHES.get(f"SCMP_ARCH_{name.upper()}", Arch.X86))
                 hint = f"; did you mean {known}?" if known else _hint(name, _CONDITION_ARCHES)
                 self.fail(f"{path}[{at}]", f"unknown architecture {name!r}{hint}")
-        return set(names)
+        return names
 
-    def _caps(self, names: list[str], path: str) -> set[str]:
+    def _caps(self, names: list[str], path: str) -> list[str]:
+        if _CAPS.issuperset(names):
+            return names
         for at, name in enumerate(names):
             if name not in _CAPS:
                 hint = _hint(name if name.startswith("CAP_") else f"CAP_{name.upper()}", _CAPS)
                 self.fail(f"{path}[{at}]", f"{name!r} is not the name of a capability{hint or ' (CAP_...)'}")
-        return set(names)
+        return names
 
     def _kernel(self, holder: Mapping[str, Any], path: str) -> tuple[int, int] | None:
-        text = self.typed(holder, path, "minKernel", str)
+        text = self.typed(holder, path, "minKernel", str) if "minKernel" in holder else None
         if not text:
             return None
         match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})(\.\d+)?", text)
@@ -225,8 +256,11 @@ class _Reader:
 
     def alternatives(self, rule: Mapping[str, Any], path: str) -> list[tuple[Condition, ...]]:
         """The rule's conditions: one conjunction, or one alternative per comparison where an argument occurs twice."""
+        entries = self.typed(rule, path, "args", list) if "args" in rule else None
+        if not entries:
+            return _ALWAYS
         found: list[Arg] = []
-        for at, entry in enumerate(self.typed(rule, path, "args", list, [])):
+        for at, entry in enumerate(entries):
             where = f"{path}.args[{at}]"
             if not isinstance(entry, dict):
                 self.fail(where, f"expected an object, found {type(entry).__name__}")
@@ -257,6 +291,19 @@ class _Reader:
             self.fail(path, str(error))
 
 
+def read_file(path: str, limit: int = MAX_SIZE) -> bytes:
+    """Return what a file holds, but stop soon after limit bytes. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        data = chunk = os.read(fd, _CHUNK)
+        while chunk and len(data) <= limit:
+            chunk = os.read(fd, _CHUNK)
+            data += chunk
+        return data
+    finally:
+        os.close(fd)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -266,14 +313,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def _parse(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any]:
     """Return (what to call it in errors, the JSON value)."""
     if isinstance(source, Mapping):
         return "profile", source
     name = os.fspath(source)
     try:
-        with open(name, "rb") as file:
-            data = file.read(MAX_SIZE + 1)
+        data = read_file(name)
     except OSError as error:
         raise PolicyError(f"{name}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_SIZE:
@@ -288,7 +337,7 @@ def decode(data: bytes, name: str) -> Any:
         PolicyError: not JSON, or not such.
     """
     try:
-        return json.loads(data, object_pairs_hook=_unique)
+        return _DECODER.decode(data.decode().removeprefix("\ufeff"))
     except PolicyError as error:
         raise PolicyError(f"{name}: {error}") from None
     except json.JSONDecodeError as error:
@@ -301,8 +350,8 @@ def decode(data: bytes, name: str) -> Any:
         raise PolicyError(f"{name}: not a seccomp profile: {error}") from None
 
 
-def _kernel(text: str | None) -> tuple[int, int]:
-    match = re.match(r"(\d+)\.(\d+)", text or os.uname().release)
+def _kernel(text: str) -> tuple[int, int]:
+    match = re.match(r"(\d+)\.(\d+)", text)
     if match is None:
         raise PolicyError(f"kernel {text!r}: expected a version like 6.1")
     return int(match[1]), int(match[2])
@@ -332,7 +381,7 @@ def load(
     if isinstance(profile, Mapping) and "linux" in profile and "defaultAction" not in profile:
         linux = profile["linux"]
         profile, place = (linux.get("seccomp") if isinstance(linux, Mapping) else None), "$.linux.seccomp"
-    reader = _Reader(name, frozenset(caps), Arch.of(arch), _kernel(kernel))
+    reader = _Reader(name, frozenset(caps), Arch.of(arch), kernel)
     if not isinstance(profile, Mapping):
         reader.fail(place, f"expected a seccomp profile (an object), found {type(profile).__name__}")
     reader.keys(profile, "$", _PROFILE_KEYS)
@@ -348,7 +397,9 @@ def load(
         path = f"$.syscalls[{at}]"
         if not isinstance(rule, dict):
             reader.fail(path, f"expected an object, found {type(rule).__name__}")
-        found += _resolve(reader, policy.default, rule, path)
+        resolved = _resolve(reader, policy.default, rule, path)
+        if resolved is not None:
+            found.append(resolved)
     _add(reader, policy, found, strict)
     policy.oci = {key: profile[key] for key in _KEPT if key in profile}
     return policy
@@ -360,7 +411,7 @@ def _extension(reader: _Reader, profile: Mapping[str, Any]) -> tuple[Action, boo
     more = reader.typed(profile, "$", _EXTENSION, dict)
     if more is None:
         return actions.KILL_THREAD, True
-    reader.keys(more, path, ("badArch", "badArchData", "lowWords"))
+    reader.keys(more, path, _EXTENSION_KEYS)
     return reader.action(more, path, "badArch", "badArchData"), bool(reader.typed(more, path, "lowWords", bool, True))
 
 
@@ -373,13 +424,14 @@ def _check_kept(reader: _Reader, profile: Mapping[str, Any]) -> None:
         reader.fail("$.listenerMetadata", "is given without listenerPath")
 
 
-_Resolved = tuple[str, Action, str, list[tuple[Condition, ...]]]
-"""Where it stands, the action, the call, the alternatives."""
+_Resolved = tuple[str, Action, list[str], list[tuple[Condition, ...]]]
+"""Where it stands, the action, the calls, the alternatives."""
 
 
-def _resolve(reader: _Reader, default: Action, rule: Mapping[str, Any], path: str) -> list[_Resolved]:
+def _resolve(reader: _Reader, default: Action, rule: Mapping[str, Any], path: str) -> _Resolved | None:
+    """The rule, or None if it does not apply here."""
     reader.keys(rule, path, _RULE_KEYS)
-    names, single = reader.strings(rule, path, "names"), reader.typed(rule, path, "name", str)
+    names, single = reader.strings(rule, path, "names"), reader.typed(rule, path, "name", str) if "name" in rule else None
     if names and single:
         reader.fail(f"{path}.name", "both name and names are given; only one may be")
     if not names and not single:
@@ -387,28 +439,30 @@ def _resolve(reader: _Reader, default: Action, rule: Mapping[str, Any], path: st
     action = reader.action(rule, path, "action", "errnoRet")
     alternatives = reader.alternatives(rule, path)
     if not reader.applies(rule, path) or action == default:
-        return []
-    return [(path, action, name, alternatives) for name in names or [single]]
+        return None
+    return path, action, names or [str(single)], alternatives
 
 
 def _add(reader: _Reader, policy: Policy, found: list[_Resolved], strict: bool) -> None:
     """Add the rules; of a call that has one without comparisons only the first such, as libseccomp keeps it."""
-    whole: dict[str, int] = {}
-    for at, (_, _, name, alternatives) in enumerate(found):
-        if alternatives == [()]:
-            whole.setdefault(name, at)
+    whole = set().union(*(names for _, _, names, alternatives in found if alternatives == _ALWAYS))
+    seen: set[str] = set()
     ignored: dict[str, None] = {}
-    for at, (path, action, name, alternatives) in enumerate(found):
-        if whole.get(name, at) != at:
-            continue
-        try:
-            for conditions in alternatives:
-                policy.add(action, name, *conditions)
-        except UnknownSyscallError as error:
-            if not _known_elsewhere(name):
-                if strict:
-                    reader.fail(f"{path}.names", str(error))
-                ignored[name] = None
+    for path, action, names, alternatives in found:
+        decided = (seen if alternatives == _ALWAYS else whole).intersection(names)
+        deciding = [name for name in names if name not in decided] if decided else names
+        if alternatives == _ALWAYS:
+            seen.update(names)
+            deciding = policy._add_names(action, deciding)
+        for name in deciding:
+            try:
+                for conditions in alternatives:
+                    policy.add(action, name, *conditions)
+            except UnknownSyscallError as error:
+                if not _known_elsewhere(name):
+                    if strict:
+                        reader.fail(f"{path}.names", str(error))
+                    ignored[name] = None
     policy.ignored = tuple(ignored)
 
 

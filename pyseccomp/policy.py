@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pyseccomp import _core, syscalls
@@ -146,6 +147,14 @@ class Policy:
             raise ContradictionError(f"{syscall}: {told} contradict each other: no call can match both")
         self._rules.append((action, syscall, conditions, place))
         self._core_rules.append(core)
+
+    def _add_names(self, action: Action, names: list[str]) -> list[str]:
+        """Add rules without conditions and with an action that was checked; return the names that are no calls here."""
+        known = syscalls.names_of(self.arches, self.multiplexed == "closed")
+        found = names if known.issuperset(names) else [name for name in names if name in known]
+        self._rules.extend(zip(repeat(action), found, repeat(()), repeat(None)))
+        self._core_rules.extend(zip(repeat(int(action)), map(syscalls.IDS.__getitem__, found), repeat(-1), repeat(())))
+        return [] if found is names else [name for name in names if name not in known]
 
     def _contradict(self, call: int, index: int, conditions: tuple[Condition, ...]) -> bool:
         from pyseccomp import conflicts

@@ -16,7 +16,8 @@ KERNEL, HEADERS = _core.syscall_kernel()
 _TABLE: Final = _core.arch_table()
 _INDEXES: Final = {row[0]: index for index, row in enumerate(_TABLE)}
 _NAMES: Final = _core.syscall_names()
-_IDS: Final = {name: index for index, name in enumerate(_NAMES)}
+IDS: Final = {name: index for index, name in enumerate(_NAMES)}
+"""The index that a name has in all tables."""
 _ALIASES: Final = {
     "amd64": "x86_64",
     "i386": "x86",
@@ -137,10 +138,9 @@ class Arch(int, enum.Enum, metaclass=_ArchType):
         Raises:
             UnsupportedError: there is no table for it.
         """
-        index = _core.native_arch()
-        if index < 0:
-            raise UnsupportedError(-index, "pyseccomp has no system call table for this machine's architecture")
-        return cls(_TABLE[index][0])
+        if _NATIVE < 0:
+            raise UnsupportedError(-_NATIVE, "pyseccomp has no system call table for this machine's architecture")
+        return _MEMBERS[_NATIVE]
 
     @classmethod
     def of(cls, arch: ArchLike) -> Arch:
@@ -168,6 +168,9 @@ class Arch(int, enum.Enum, metaclass=_ArchType):
             raise PolicyError(f"architecture {arch!r} is not known{hint}") from None
 
 
+_NATIVE: Final = _core.native_arch()
+_MEMBERS: Final = tuple(Arch.of(row[0]) for row in _TABLE)
+"""The members in the order of the C tables."""
 ArchLike = Arch | str | int | None
 
 
@@ -178,7 +181,7 @@ def syscall_index(name: str) -> int:
         UnknownSyscallError: no architecture has such a call; the nearest names are told.
     """
     try:
-        return _IDS[name]
+        return IDS[name]
     except KeyError:
         pass
     near = tuple(difflib.get_close_matches(str(name), _NAMES, 3, 0.7))
@@ -195,6 +198,12 @@ def indexes_of(arches: tuple[Arch, ...], multiplexed: bool = False) -> frozenset
         for i in range(len(_NAMES))
         if any(numbers(a.index, i) >= 0 or (multiplexed and through(a.index, i) is not None) for a in arches)
     )
+
+
+@functools.lru_cache(256)
+def names_of(arches: tuple[Arch, ...], multiplexed: bool = False) -> frozenset[str]:
+    """Return the names of the calls of :func:`indexes_of`."""
+    return frozenset(_NAMES[i] for i in indexes_of(arches, multiplexed))
 
 
 def multiplexed(name: str, arch: ArchLike = None) -> tuple[int, int, int] | None:
