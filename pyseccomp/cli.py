@@ -75,14 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("file", nargs="?", metavar="IN", help="a file of any format, as --policy takes it")
     cli_policy.add_arguments(one)
     one.add_argument("--format", choices=formats.OUTPUTS, default="bpf", help="of the output (bpf)")
-    one.add_argument("--thread", metavar="NAME", help="which filter of Firecracker's JSON")
+    cli_policy.add_file_arguments(one)
     one.add_argument("-o", "--output", required=True, metavar="OUT", help="file to write; - is stdout")
     one = _add(commands, "disasm", _disasm, "show the program of a policy file, or of raw BPF, as text")
     one.add_argument("file", metavar="FILE", help="OCI seccomp JSON or raw BPF; - is stdin")
     one = _add(commands, "diff", _diff, "show a call for each that two policies answer differently", error_status=2)
     one.add_argument("first", metavar="A", help="a file of any format")
     one.add_argument("second", metavar="B", help="a file of any format; - is stdin")
-    one.add_argument("--thread", metavar="NAME", help="which filter of Firecracker's JSON")
+    cli_policy.add_file_arguments(one)
     _add_simulate(commands)
     _add(commands, "demo", _demo, "the whole path on a real server: detach, bind, activate under load, answer, query")
     return parser
@@ -191,7 +191,7 @@ def _compile(options: argparse.Namespace) -> int:
     path = options.policy if options.file is None else options.file
     if path is not None and (options.rules or options.default):
         raise PolicyError("a policy file and single rules exclude each other: put the rules into the file")
-    source = cli_policy.build(options) if path is None else cli_policy.read_file(path, options.thread)
+    source = cli_policy.build(options) if path is None else cli_policy.read_file(path, options)
     data = formats.dump(source, options.format)
     if options.output == "-":
         sys.stdout.buffer.write(data)
@@ -208,7 +208,7 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    first, second = (cli_policy.read_file(path, options.thread) for path in (options.first, options.second))
+    first, second = (cli_policy.read_file(path, options) for path in (options.first, options.second))
     status = 0
     for one in formats.differences(first, second):
         print(one)

@@ -85,9 +85,26 @@ def load_file(path: str) -> Program:
     return formats.program(read_file(path))
 
 
-def read_file(path: str, thread: str | None = None) -> Policy | Program:
-    """Read a policy file of any format; - is stdin."""
-    return formats.parse(_read(path), path, thread=thread)
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a sub-command what else can be told of a policy file."""
+    group = parser.add_argument_group("policy files")
+    group.add_argument("--caps", metavar="CAP,...", default="", help="OCI: the container's capabilities (none)")
+    group.add_argument("--arch", metavar="ARCH", help="the architecture it is for (this machine's); raw BPF is for any")
+    group.add_argument("--kernel", metavar="X.Y", help="OCI: the release that minKernel is compared with (this machine's)")
+    group.add_argument("--thread", metavar="NAME", help="Firecracker: which filter of the file")
+    group.add_argument(
+        "--dialect", choices=("minijail0", "compiler"), default="minijail0", help="minijail: who the file is written for (minijail0)"
+    )
+
+
+def read_file(path: str, options: argparse.Namespace | None = None) -> Policy | Program:
+    """Read a policy file of any format, with what add_file_arguments() added; - is stdin."""
+    if options is None:
+        return formats.parse(_read(path), path)
+    caps = [cap for cap in options.caps.split(",") if cap]
+    return formats.parse(
+        _read(path), path, caps=caps, arch=options.arch, kernel=options.kernel, thread=options.thread, dialect=options.dialect
+    )
 
 
 def _read(path: str) -> bytes:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal
 
-from pyseccomp import equivalence, firecracker, minijail, oci, syscalls
+from pyseccomp import equivalence, firecracker, minijail, minijail_compiler, oci, syscalls
 from pyseccomp.actions import ALLOW
 from pyseccomp.equivalence import Difference
 from pyseccomp.errors import PolicyError, ProgramError
@@ -20,6 +20,7 @@ from pyseccomp.program import Program
 from pyseccomp.syscalls import Arch, ArchLike
 
 Format = Literal["oci", "firecracker", "bpf", "minijail"]
+Dialect = Literal["minijail0", "compiler"]
 OUTPUTS: Final = ("bpf", "oci", "c-header", "text")
 MAX_SIZE: Final = 16 << 20
 
@@ -31,10 +32,12 @@ def load(
     arch: ArchLike = None,
     kernel: str | None = None,
     thread: str | None = None,
+    dialect: Dialect = "minijail0",
 ) -> Policy | Program:
     """Read a file of any format: an OCI profile, Firecracker's filters, minijail's rules as a Policy, raw BPF as a Program.
 
-    caps and kernel are for OCI profiles (:func:`pyseccomp.oci.load`), thread for Firecracker's filters, arch for all but BPF.
+    caps and kernel are for OCI profiles (:func:`pyseccomp.oci.load`), thread for Firecracker's filters, arch for all but BPF; dialect for minijail's policies
+    ("minijail0", or "compiler" for those of compile_seccomp_policy.py, which mean something else by the same words).
 
     Raises:
         PolicyError: cannot be read, or is not valid; the message has the file, the place in it and the reason.
@@ -45,7 +48,7 @@ def load(
         data = oci.read_file(name)
     except OSError as error:
         raise PolicyError(f"{name}: cannot be read: {error.strerror}") from error
-    return parse(data, name, caps=caps, arch=arch, kernel=kernel, thread=thread)
+    return parse(data, name, caps=caps, arch=arch, kernel=kernel, thread=thread, dialect=dialect)
 
 
 def detect(data: bytes, name: str = "data") -> Format:
@@ -73,18 +76,21 @@ def parse(
     arch: ArchLike = None,
     kernel: str | None = None,
     thread: str | None = None,
+    dialect: Dialect = "minijail0",
 ) -> Policy | Program:
     """Read the bytes of a file; name is what errors call it. See :func:`load`."""
     if len(data) > MAX_SIZE:
         raise PolicyError(f"{name}: larger than {MAX_SIZE >> 20} MiB: not a policy")
-    kind = detect(data, name)
+    if dialect not in ("minijail0", "compiler"):
+        raise PolicyError(f"dialect={dialect!r}: must be 'minijail0' or 'compiler'")
+    kind = "minijail" if dialect == "compiler" else detect(data, name)
     if kind == "bpf":
         try:
             return Program.from_bytes(data)
         except ProgramError as error:
             raise ProgramError(f"{name}: {error}", index=error.index) from None
     if kind == "minijail":
-        return minijail.parse(data, name, arch=arch)
+        return minijail.parse(data, name, arch=arch) if dialect == "minijail0" else minijail_compiler.parse(data, name, arch=arch)
     value = oci.decode(data, name)
     if kind == "firecracker":
         return firecracker.load(value, name, thread=thread, arch=arch)

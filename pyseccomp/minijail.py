@@ -3,8 +3,9 @@
 A line is ``call: filter``. A filter is an action (``allow``, ``return EPERM``, ``kill``, ...) or comparisons (``arg0 == 1 &&
 arg1 & 2 || arg2 in 7``), on which the call is allowed; ``; return EPERM`` says what it gets otherwise. ``&`` holds when any of
 the bits is set, ``in`` when no bit outside of these is. All other calls get the default. compile_seccomp_policy.py reads
-another dialect, in which an action after a comparison is what a *match* gets: its forms ({...}, [arch=...], @default,
-``; allow``) are refused, as the two cannot be told apart otherwise. @denylist and @frequency are refused too.
+another dialect, in which an action after a comparison is what a *match* gets: its forms ({...}, [arch=...], @default, @denylist,
+@frequency, ``; allow``) are refused here, as the two cannot be told apart otherwise; :mod:`pyseccomp.minijail_compiler` reads it,
+``ps.load(path, dialect="compiler")``.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import signal
 import socket
 import stat
 import termios
+from collections.abc import Iterator
 from typing import Final, NoReturn
 
-from pyseccomp import actions
+from pyseccomp import actions, oci
 from pyseccomp.actions import ALLOW, KILL_PROCESS, Action, Arg, Condition, Op
 from pyseccomp.errors import PolicyError, UnknownSyscallError
 from pyseccomp.policy import Policy
@@ -28,7 +30,7 @@ from pyseccomp.syscalls import ArchLike
 
 MAX_SIZE: Final = 1 << 20
 MAX_DEPTH: Final = 10
-_ACTIONS: Final = {
+ACTIONS: Final = {
     "1": ALLOW, "allow": ALLOW, "kill": KILL_PROCESS, "kill-process": KILL_PROCESS, "kill-thread": actions.KILL_THREAD,
     "log": actions.LOG, "trap": actions.TRAP, "trace": actions.TRACE(0), "user-notify": actions.NOTIFY,
 }  # fmt: skip
@@ -38,7 +40,42 @@ _LINE: Final = re.compile(r"([A-Za-z0-9_]+)\s*:\s*(\S.*)")
 _ATOM: Final = re.compile(r"arg([0-5])\s*(==|!=|<=|>=|<|>|&|\bin\b)\s*(\S.*)")
 
 
-class _Reader:
+def lines(data: bytes, name: str) -> Iterator[tuple[str, int]]:
+    """Yield the lines of a file that say something, without comments, with the number of the first of those joined by ``\\``.
+
+    Raises:
+        PolicyError: too large, or not UTF-8.
+    """
+    if len(data) > MAX_SIZE:
+        raise PolicyError(f"{name}: larger than {MAX_SIZE >> 20} MiB: not a policy")
+    try:
+        found = data.decode().splitlines()
+    except UnicodeDecodeError:
+        raise PolicyError(f"{name}: not UTF-8 text") from None
+    whole, first = "", 0
+    for at, line in enumerate([*found, ""], 1):
+        first = first if whole else at
+        line = line.partition("#")[0].rstrip()
+        if line.endswith("\\") and at <= len(found):
+            whole += line[:-1] + " "
+            continue
+        if (whole + line).strip():
+            yield (whole + line).strip(), first
+        whole = ""
+
+
+def comparison(index: int, operator: str, value: int) -> Condition:
+    """The condition that minijail means: ``&`` any of the bits, ``in`` no bit outside of these."""
+    if operator == "&":
+        return ~Arg(index, Op.MASKED_EQ, value, 0)
+    if operator == "in":
+        return Arg(index, Op.MASKED_EQ, ~value & _ALL, 0)
+    return Arg(index, _OPS[operator], value)
+
+
+class Reader:
+    """Reads files into a policy."""
+
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.seen: dict[str, str] = {}
@@ -47,32 +84,16 @@ class _Reader:
         if depth > MAX_DEPTH:
             raise PolicyError(f"{where}: includes are nested deeper than {MAX_DEPTH}: a loop?")
         try:
-            with open(path, "rb") as file:
-                data = file.read(MAX_SIZE + 1)
+            data = oci.read_file(path, MAX_SIZE)
         except OSError as error:
             raise PolicyError(f"{where}: {path} cannot be read: {error.strerror}") from error
         self.text(data, path, depth)
 
     def text(self, data: bytes, name: str, depth: int = 0) -> None:
-        if len(data) > MAX_SIZE:
-            raise PolicyError(f"{name}: larger than {MAX_SIZE >> 20} MiB: not a policy")
-        try:
-            lines = data.decode().splitlines()
-        except UnicodeDecodeError:
-            raise PolicyError(f"{name}: not UTF-8 text") from None
-        whole, first = "", 0
-        for at, line in enumerate([*lines, ""], 1):
-            first = first if whole else at
-            line = line.partition("#")[0].rstrip()
-            if line.endswith("\\") and at <= len(lines):
-                whole += line[:-1] + " "
-                continue
-            self.line((whole + line).strip(), f"{name}:{first}", depth)
-            whole = ""
+        for line, number in lines(data, name):
+            self.line(line, f"{name}:{number}", depth)
 
     def line(self, text: str, where: str, depth: int) -> None:
-        if not text:
-            return
         if text.startswith("@"):
             word, _, path = text.partition(" ")
             if word != "@include":
@@ -110,8 +131,8 @@ class _Reader:
         self.policy.add(ALLOW, call, condition)
 
     def action(self, text: str, where: str) -> Action | None:
-        if text in _ACTIONS:
-            return _ACTIONS[text]
+        if text in ACTIONS:
+            return ACTIONS[text]
         match = re.fullmatch(r"return\s+(\S+)", text)
         if match is None:
             if text.startswith("return"):
@@ -138,12 +159,7 @@ class _Reader:
         match = _ATOM.fullmatch(text)
         if match is None:
             self.fail(where, f"expected a comparison like arg0 == 1, found {text[:60]!r}")
-        index, value = int(match[1]), self.value(match[3], where)
-        if match[2] == "&":
-            return ~Arg(index, Op.MASKED_EQ, value, 0)
-        if match[2] == "in":
-            return Arg(index, Op.MASKED_EQ, ~value & _ALL, 0)
-        return Arg(index, _OPS[match[2]], value)
+        return comparison(int(match[1]), match[2], self.value(match[3], where))
 
     def value(self, text: str, where: str) -> int:
         result = 0
@@ -183,5 +199,5 @@ def parse(data: bytes, name: str, *, arch: ArchLike = None, default: int = KILL_
         PolicyError: not such a file; the message has the file, the line and the reason.
     """
     policy = Policy(default, arch)
-    _Reader(policy).text(data, name)
+    Reader(policy).text(data, name)
     return policy

@@ -93,6 +93,7 @@ class Policy:
         self.low_words = low_words
         self.arches = _arches(arches)
         self.ignored: tuple[str, ...] = ()
+        self.profile: Profile | None = None
         self.oci: dict[str, Any] = {}
         self._rules: list[tuple[Action, str | int, tuple[Condition, ...], Arch | None]] = []
         self._checked_last = self.default
@@ -191,12 +192,14 @@ class Policy:
 
         ``optimize`` is ``"size"`` (the default: fewest instructions), ``"depth"`` (fewest executed, averaged over all
         numbers) or ``"profile"`` (the default with a profile: fewest executed, weighted by how often each call is made).
-        A profile maps names or numbers, or (arch, name or number), to counts.
+        A profile maps names or numbers, or (arch, name or number), to counts; without one, the attribute ``profile`` is taken,
+        which a policy has if its file came with frequencies.
 
         Raises:
             PolicyTooLargeError: the program would be longer than the kernel's 4096 instructions; it names the calls that
                 cost most. :meth:`split` makes several.
         """
+        profile = self.profile if profile is None else profile
         mode = optimize or ("size" if profile is None else "profile")
         if mode not in _OPTIMIZE:
             raise PolicyError(f"optimize={mode!r}: must be 'size', 'depth' or 'profile'")
