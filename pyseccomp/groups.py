@@ -56,6 +56,7 @@ _GROUPS: Final = {
     "@reboot": "kexec_file_load kexec_load reboot",
     "@resources": "ioprio_set mbind migrate_pages move_pages nice sched_setaffinity sched_setattr sched_setparam"
     " sched_setscheduler set_mempolicy set_mempolicy_home_node setpriority setrlimit",
+    "@sandbox": "landlock_add_rule landlock_create_ruleset landlock_restrict_self seccomp",
     "@setuid": "setgid setgid32 setgroups setgroups32 setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid"
     " setreuid32 setuid setuid32",
     "@signal": "rt_sigaction rt_sigpending rt_sigprocmask rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64 sigaction"
