@@ -17,6 +17,10 @@
  * change, or the changer sees the receiver and waits for it. The signal can come
  * just before the receiver enters the kernel, so it is repeated.
  *
+ * A loop that answers and receives again need not leave in between (a stretch): one
+ * look at inbox.epoch tells it whether anything changed, and if it looks too early
+ * there are still the changer's signals.
+ *
  * Only one thread at a time may poll and then RECV (the turn): between the two
  * another could take the notification and RECV would wait for the next. A
  * notification that vanishes by itself does not matter, RECV then says ENOENT.
@@ -26,6 +30,7 @@
 #include "journal.h"
 
 #include <linux/futex.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -40,6 +45,7 @@
 #define FEED_SIZE 1024
 /* Tried again by the loop of psc_inbox_receive_as(). */
 #define AGAIN (-EAGAIN)
+#define EXPIRED (1 << 16) /* beside PSC_POLL_ */
 #define STOPPED_EARLY (1u << 31) /* while nobody stayed */
 
 enum {
@@ -69,11 +75,11 @@ struct psc_inbox {
 	_Atomic uint64_t stays;  /* stops << 32 | STOPPED_EARLY | how many stay */
 	_Atomic int epoll;
 	_Atomic(struct psc_journal *) journal;
+	_Atomic uint32_t turn_waiters;
 	bool ends_itself;
 	int wake_signal;
 
 	_Alignas(64) _Atomic int32_t turn; /* -1: one polls; n: n are in RECV */
-	_Atomic uint32_t turn_waiters;
 
 	pthread_mutex_t lock; /* changes to the set */
 	_Atomic uint32_t serial;
@@ -99,14 +105,36 @@ static int key_fd(uint64_t key)
 
 /* ------------------------------------------------------------------- slots */
 
+/* Static TLS: what is allocated on first use would take malloc's lock. */
+static __thread pid_t own_tid __attribute__((tls_model("initial-exec")));
+
+static void forget_tid(void)
+{
+	own_tid = 0;
+}
+
+static void forget_tid_in_children(void)
+{
+	(void)pthread_atfork(NULL, NULL, forget_tid);
+}
+
+pid_t psc_tid(void)
+{
+	if (own_tid == 0)
+		own_tid = gettid();
+	return own_tid;
+}
+
 int psc_slot_enter(struct psc_inbox *inbox, pid_t tid)
 {
 	for (int i = 0; i < MAX_RECEIVERS; i++) {
 		struct slot *slot = &inbox->slots[i];
 		pid_t free_slot = 0;
 
-		if (slot->tid == 0 && atomic_compare_exchange_strong(&slot->tid, &free_slot, tid)) {
-			slot->epoch = inbox->epoch;
+		if (atomic_load_explicit(&slot->tid, memory_order_relaxed) == 0 &&
+		    atomic_compare_exchange_strong(&slot->tid, &free_slot, tid)) {
+			/* Seen late it is only older: the changer waits longer. */
+			atomic_store_explicit(&slot->epoch, inbox->epoch, memory_order_relaxed);
 			return i;
 		}
 	}
@@ -115,7 +143,7 @@ int psc_slot_enter(struct psc_inbox *inbox, pid_t tid)
 
 void psc_slot_leave(struct psc_inbox *inbox, int slot)
 {
-	inbox->slots[slot].tid = 0;
+	atomic_store_explicit(&inbox->slots[slot].tid, 0, memory_order_release);
 }
 
 static bool outdated(struct slot *slot, uint32_t epoch)
@@ -382,6 +410,7 @@ int psc_inbox_feed(struct psc_inbox *inbox, const struct psc_event *route, const
 		struct psc_event *event = &feed->events[(feed->head + feed->count++) % FEED_SIZE];
 
 		*event = *route;
+		event->untimed = 0;
 		event->notif = *notif;
 		event->received_ns = now_ns();
 		r = 0;
@@ -459,11 +488,13 @@ int psc_inbox_epoll(struct psc_inbox *inbox)
 
 int psc_inbox_new(int wake_signal, struct psc_inbox **ret_inbox)
 {
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	struct psc_inbox *inbox;
 	int r = psc_notify_check_sizes();
 
 	if (r < 0)
 		return r;
+	pthread_once(&once, forget_tid_in_children);
 	inbox = aligned_alloc(64, sizeof(*inbox));
 	if (!inbox)
 		return -ENOMEM;
@@ -519,7 +550,6 @@ static uint32_t stops(uint64_t stays)
 
 void psc_inbox_begin(struct psc_inbox *inbox, struct psc_event *ret_event)
 {
-	memset(ret_event, 0, sizeof(*ret_event));
 	uint64_t was = inbox->stays;
 
 	while (!atomic_compare_exchange_weak(&inbox->stays, &was, (was & ~(uint64_t)STOPPED_EARLY) + 1))
@@ -550,6 +580,22 @@ int psc_inbox_stop(struct psc_inbox *inbox)
 
 /* ----------------------------------------------------------------- receive */
 
+/* How long to wait: see psc_inbox_receive() and, unless timer is -1, psc_inbox_linger(). */
+struct until {
+	int64_t deadline;
+	int timer;
+};
+
+/* After RECV said -ENOENT: drop the listener if no task is left. */
+static int missed(struct psc_inbox *inbox, uint32_t index, uint64_t key)
+{
+	int r = psc_notify_poll(key_fd(key), 0);
+
+	if (r >= 0 && (r & PSC_POLL_GONE) && !(r & PSC_POLL_PENDING))
+		drop(inbox, index, key);
+	return r < 0 ? r : AGAIN;
+}
+
 static int take(struct psc_inbox *inbox, uint32_t index, uint64_t key, struct psc_event *event)
 {
 	int r = psc_journal_receive(inbox->journal, key_fd(key), event);
@@ -557,15 +603,11 @@ static int take(struct psc_inbox *inbox, uint32_t index, uint64_t key, struct ps
 	if (r == 0) {
 		event->listener = index;
 		event->key = key;
-		event->received_ns = now_ns();
+		event->text_len = 0;
+		event->received_ns = event->untimed ? 0 : now_ns();
 		return 0;
 	}
-	if (r != -ENOENT)
-		return r;
-	r = psc_notify_poll(key_fd(key), 0);
-	if (r >= 0 && (r & PSC_POLL_GONE) && !(r & PSC_POLL_PENDING))
-		drop(inbox, index, key);
-	return r < 0 ? r : AGAIN;
+	return r == -ENOENT ? missed(inbox, index, key) : r;
 }
 
 /* With the turn alone: wait for what poll or epoll says about one listener. */
@@ -581,36 +623,63 @@ static int take_polled(struct psc_inbox *inbox, uint32_t index, int bits, struct
 	return AGAIN;
 }
 
-static int wait_single(struct psc_inbox *inbox, uint32_t index, int64_t deadline, struct psc_event *event)
+/* Wait for fd or the timer; as psc_notify_poll(). */
+static int poll_or_timer(int fd, int timer)
+{
+	struct pollfd p[] = { { .fd = fd, .events = POLLIN }, { .fd = timer, .events = POLLIN } };
+
+	if (poll(p, 2, -1) < 0)
+		return -errno;
+	if ((p[0].revents | p[1].revents) & POLLNVAL)
+		return -EBADF;
+	return (p[0].revents & POLLIN ? PSC_POLL_PENDING : 0) | (p[0].revents & (POLLHUP | POLLERR) ? PSC_POLL_GONE : 0) |
+	       (p[1].revents ? EXPIRED : 0);
+}
+
+static int wait_single(struct psc_inbox *inbox, uint32_t index, struct until until, struct psc_event *event)
 {
 	uint64_t key = inbox->keys[index];
-	int r;
+	int r, expired;
 
 	if (key == 0)
 		return AGAIN;
-	r = psc_notify_poll(key_fd(key), deadline);
-	if (r == 0)
+	r = until.timer >= 0 ? poll_or_timer(key_fd(key), until.timer) : psc_notify_poll(key_fd(key), until.deadline);
+	if (r < 0)
+		return r;
+	expired = r & EXPIRED;
+	if ((r & ~EXPIRED) == 0)
 		return -ETIMEDOUT;
-	return r < 0 ? r : take_polled(inbox, index, r, event);
+	r = take_polled(inbox, index, r, event);
+	return r == 0 ? expired != 0 : r;
 }
 
-static int wait_many(struct psc_inbox *inbox, int64_t deadline, struct psc_event *event)
+static int wait_many(struct psc_inbox *inbox, struct until until, struct psc_event *event)
 {
-	int64_t left = deadline <= 0 ? 0 : deadline - now_ns();
 	struct timespec timeout = {};
 	struct epoll_event e;
-	int r;
+	int64_t left;
+	int r, expired = 0;
 
+	if (until.timer >= 0) {
+		r = poll_or_timer(inbox->epoll, until.timer);
+		if (r < 0)
+			return r;
+		expired = r & EXPIRED;
+		until.deadline = 0;
+	}
+	left = until.deadline <= 0 ? 0 : until.deadline - now_ns();
 	if (left > 0)
 		timeout = (struct timespec){ left / 1000000000, left % 1000000000 };
-	r = epoll_pwait2(inbox->epoll, &e, 1, deadline < 0 ? NULL : &timeout, NULL);
+	r = epoll_pwait2(inbox->epoll, &e, 1, until.deadline < 0 ? NULL : &timeout, NULL);
 	if (r < 0)
 		return -errno;
 	if (r == 0)
 		return -ETIMEDOUT;
 	if (e.data.u32 == FED)
-		return take_fed(inbox, event);
-	return take_polled(inbox, e.data.u32, e.events & EPOLLIN ? PSC_POLL_PENDING : PSC_POLL_GONE, event);
+		r = take_fed(inbox, event);
+	else
+		r = take_polled(inbox, e.data.u32, e.events & EPOLLIN ? PSC_POLL_PENDING : PSC_POLL_GONE, event);
+	return r == 0 ? expired != 0 : r;
 }
 
 /* What the journal's last owner had received, if the listener is in here. */
@@ -630,6 +699,7 @@ static int take_orphan(struct psc_inbox *inbox, struct psc_journal *journal, str
 	if (i >= 0) {
 		event->listener = (uint32_t)i;
 		event->key = inbox->keys[i];
+		event->text_len = 0;
 		event->received_ns = now_ns();
 	}
 	pthread_mutex_unlock(&inbox->lock);
@@ -650,11 +720,11 @@ struct psc_journal *psc_inbox_journal(struct psc_inbox *inbox)
 	return inbox->journal;
 }
 
-static int receive_once(struct psc_inbox *inbox, int64_t deadline, struct psc_event *event)
+static int receive_once(struct psc_inbox *inbox, struct until until, struct psc_event *event)
 {
 	struct psc_journal *journal = inbox->journal;
 	uint32_t single = inbox->single;
-	bool alone = single == NONE || deadline >= 0 || !inbox->ends_itself;
+	bool alone = single == NONE || until.deadline >= 0 || until.timer >= 0 || !inbox->ends_itself;
 	uint64_t key;
 	int r;
 
@@ -662,16 +732,16 @@ static int receive_once(struct psc_inbox *inbox, int64_t deadline, struct psc_ev
 		return -ECANCELED;
 	if (inbox->live == 0)
 		return inbox->serial ? -ESHUTDOWN : -ENOTCONN;
-	if (journal && psc_journal_orphans(journal))
+	if (psc_journal_waits(journal))
 		return take_orphan(inbox, journal, event);
-	r = turn_take(inbox, alone, deadline);
+	r = turn_take(inbox, alone, until.timer >= 0 ? 0 : until.deadline);
 	if (r < 0)
 		return r;
 	if (single == NONE) {
 		/* All but one may have gone while waiting for the turn. */
-		r = inbox->live == 0 ? AGAIN : wait_many(inbox, deadline, event);
+		r = inbox->live == 0 ? AGAIN : wait_many(inbox, until, event);
 	} else if (alone) {
-		r = wait_single(inbox, single, deadline, event);
+		r = wait_single(inbox, single, until, event);
 	} else {
 		key = inbox->keys[single];
 		r = key ? take(inbox, single, key, event) : AGAIN;
@@ -680,7 +750,7 @@ static int receive_once(struct psc_inbox *inbox, int64_t deadline, struct psc_ev
 	return r;
 }
 
-int psc_inbox_receive_as(struct psc_inbox *inbox, pid_t tid, int64_t deadline, struct psc_event *event)
+static int receive_until(struct psc_inbox *inbox, pid_t tid, struct until until, struct psc_event *event)
 {
 	int r, slot;
 
@@ -689,13 +759,62 @@ int psc_inbox_receive_as(struct psc_inbox *inbox, pid_t tid, int64_t deadline, s
 		slot = psc_slot_enter(inbox, tid);
 		if (slot < 0)
 			return -EUSERS;
-		r = receive_once(inbox, deadline, event);
+		r = receive_once(inbox, until, event);
 		psc_slot_leave(inbox, slot);
 	} while (r == AGAIN);
 	return r;
 }
 
+int psc_inbox_receive_as(struct psc_inbox *inbox, pid_t tid, int64_t deadline, struct psc_event *event)
+{
+	return receive_until(inbox, tid, (struct until){ deadline, -1 }, event);
+}
+
+int psc_inbox_linger(struct psc_inbox *inbox, int timer, struct psc_event *event)
+{
+	return receive_until(inbox, psc_tid(), (struct until){ -1, timer }, event);
+}
+
+bool psc_stretch_begin(struct psc_inbox *inbox, pid_t tid, const struct psc_event *event,
+		       struct psc_stretch *ret_stretch)
+{
+	struct psc_stretch stretch = { .epoch = &inbox->epoch, .waiters = &inbox->turn_waiters };
+	int32_t turn = inbox->turn;
+
+	if (inbox->single == NONE || !inbox->ends_itself)
+		return false;
+	stretch.slot = psc_slot_enter(inbox, tid);
+	if (stretch.slot < 0)
+		return false;
+	stretch.entered = inbox->slots[stretch.slot].epoch;
+	stretch.listener = inbox->single;
+	stretch.key = stretch.listener == NONE ? 0 : inbox->keys[stretch.listener];
+	stretch.fd = key_fd(stretch.key);
+	stretch.journal = inbox->journal;
+	while (turn >= 0 && !atomic_compare_exchange_weak(&inbox->turn, &turn, turn + 1))
+		;
+	if (turn >= 0 && stretch.key && stops(inbox->stays) == event->ticket && !psc_journal_waits(stretch.journal)) {
+		*ret_stretch = stretch;
+		return true;
+	}
+	if (turn >= 0)
+		turn_give(inbox, false);
+	psc_slot_leave(inbox, stretch.slot);
+	return false;
+}
+
+void psc_stretch_end(struct psc_inbox *inbox, const struct psc_stretch *stretch)
+{
+	turn_give(inbox, false);
+	psc_slot_leave(inbox, stretch->slot);
+}
+
+int psc_stretch_missed(struct psc_inbox *inbox, const struct psc_stretch *stretch)
+{
+	return missed(inbox, stretch->listener, stretch->key);
+}
+
 int psc_inbox_receive(struct psc_inbox *inbox, int64_t deadline, struct psc_event *event)
 {
-	return psc_inbox_receive_as(inbox, gettid(), deadline, event);
+	return psc_inbox_receive_as(inbox, psc_tid(), deadline, event);
 }

@@ -7,10 +7,38 @@
 
 #include <stdatomic.h>
 
+/* gettid() without the system call, which costs as much as a callback's way through
+ * Python. Not for signal handlers. */
+pid_t psc_tid(void);
+
 /* Inside a slot a listener that psc_event_alive() says is there stays there.
  * Returns the slot, -EAGAIN if 256 threads are inside. */
 PSC_MUST_CHECK int psc_slot_enter(struct psc_inbox *inbox, pid_t tid);
 void psc_slot_leave(struct psc_inbox *inbox, int slot);
+
+/* A receiver that stays inside while it answers and receives from the only listener,
+ * as long as nobody changes anything: see the head of inbox.c. */
+struct psc_stretch {
+	const _Atomic uint32_t *epoch, *waiters;
+	struct psc_journal *journal;
+	uint64_t key;
+	uint32_t listener, entered;
+	int fd, slot;
+};
+
+/* False: receive otherwise; there is more than one listener, say. */
+bool psc_stretch_begin(struct psc_inbox *inbox, pid_t tid, const struct psc_event *event,
+		       struct psc_stretch *ret_stretch);
+void psc_stretch_end(struct psc_inbox *inbox, const struct psc_stretch *stretch);
+
+static inline bool psc_stretch_goes_on(const struct psc_stretch *stretch)
+{
+	return atomic_load_explicit(stretch->epoch, memory_order_relaxed) == stretch->entered &&
+	       atomic_load_explicit(stretch->waiters, memory_order_relaxed) == 0;
+}
+
+/* RECV said -ENOENT: the call is over, or all tasks are gone and the listener leaves. */
+int psc_stretch_missed(struct psc_inbox *inbox, const struct psc_stretch *stretch);
 
 /* True while the listener that the event came from has not been removed. */
 bool psc_event_alive(struct psc_inbox *inbox, const struct psc_event *event);

@@ -128,6 +128,11 @@ size_t psc_journal_orphans(const struct psc_journal *journal)
 	return journal->orphans;
 }
 
+bool psc_journal_waits(const struct psc_journal *journal)
+{
+	return journal && journal->orphans;
+}
+
 /* ----------------------------------------------------------------- receive */
 
 static bool claim(struct slot *slot)

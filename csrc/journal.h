@@ -10,6 +10,9 @@
  * journal straight into *event. -ENOBUFS: the journal is full of unanswered ones. */
 PSC_MUST_CHECK int psc_journal_receive(struct psc_journal *journal, int fd, struct psc_event *event);
 
+/* True if there are orphans. NULL is fine. */
+bool psc_journal_waits(const struct psc_journal *journal);
+
 /* The event has been answered, or is over. NULL, and a second time, are fine. */
 void psc_journal_done(struct psc_journal *journal, const struct psc_event *event);
 

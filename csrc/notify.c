@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include "inbox.h"
+#include "listener.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -27,19 +28,6 @@
 
 #define MAX_ERRNO 4095
 
-/* As union psc_notif: the kernel copies its own size in. */
-union response {
-	struct seccomp_notif_resp r;
-	uint8_t room[64];
-};
-
-static int control(int fd, unsigned long request, void *argument)
-{
-	int r = ioctl(fd, request, argument);
-
-	return r < 0 ? -errno : r;
-}
-
 int psc_notify_check_sizes(void)
 {
 	struct seccomp_notif_sizes sizes = {};
@@ -47,44 +35,36 @@ int psc_notify_check_sizes(void)
 
 	if (r < 0)
 		return r == -EINVAL || r == -ENOSYS ? -EOPNOTSUPP : (int)r;
-	if (sizes.seccomp_notif > sizeof(union psc_notif) || sizes.seccomp_notif_resp > sizeof(union response))
+	if (sizes.seccomp_notif > sizeof(union psc_notif) || sizes.seccomp_notif_resp > sizeof(union psc_response))
 		return -EOPNOTSUPP;
 	return 0;
 }
 
 int psc_notify_receive(int fd, union psc_notif *ret_n)
 {
-	memset(ret_n, 0, sizeof(*ret_n));
-	return control(fd, SECCOMP_IOCTL_NOTIF_RECV, ret_n);
+	return psc_listener_receive(fd, ret_n);
 }
 
 int psc_notify_respond(int fd, uint64_t id, int64_t value, int error, uint32_t flags)
 {
-	union response response = { .r = { .id = id, .val = value, .error = error, .flags = flags } };
-	int r;
-
-	/* The listener's lock is taken interruptibly: nothing was sent then. */
-	do
-		r = control(fd, SECCOMP_IOCTL_NOTIF_SEND, &response);
-	while (r == -EINTR);
-	return r;
+	return psc_listener_send(fd, id, value, error, flags);
 }
 
 int psc_notify_continue(int fd, uint64_t id)
 {
-	return psc_notify_respond(fd, id, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
+	return psc_listener_send(fd, id, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
 }
 
 int psc_notify_error(int fd, uint64_t id, int error)
 {
 	if (error < 1 || error > MAX_ERRNO)
 		return -EINVAL;
-	return psc_notify_respond(fd, id, 0, -error, 0);
+	return psc_listener_send(fd, id, 0, -error, 0);
 }
 
 int psc_notify_value(int fd, uint64_t id, int64_t value)
 {
-	return psc_notify_respond(fd, id, value, 0, 0);
+	return psc_listener_send(fd, id, value, 0, 0);
 }
 
 int psc_notify_valid(int fd, uint64_t id)
@@ -92,7 +72,7 @@ int psc_notify_valid(int fd, uint64_t id)
 	int r;
 
 	do
-		r = control(fd, SECCOMP_IOCTL_NOTIF_ID_VALID, &id);
+		r = psc_listener_control(fd, SECCOMP_IOCTL_NOTIF_ID_VALID, &id);
 	while (r == -EINTR);
 	return r;
 }
@@ -108,14 +88,14 @@ int psc_notify_addfd(int fd, uint64_t id, int source, int at, unsigned int flags
 		.newfd_flags = flags & PSC_ADDFD_CLOEXEC ? O_CLOEXEC : 0,
 	};
 
-	return control(fd, SECCOMP_IOCTL_NOTIF_ADDFD, &add);
+	return psc_listener_control(fd, SECCOMP_IOCTL_NOTIF_ADDFD, &add);
 }
 
 int psc_notify_sync_wakeup(int fd, bool on)
 {
 	/* The argument is the value itself, not a pointer to it. */
 	unsigned long flags = on ? SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP : 0;
-	int r = control(fd, SECCOMP_IOCTL_NOTIF_SET_FLAGS, (void *)flags);
+	int r = psc_listener_control(fd, SECCOMP_IOCTL_NOTIF_SET_FLAGS, (void *)flags);
 
 	/* FIXME: drop once kernel 6.6 is the baseline. */
 	return r == -EINVAL ? -EOPNOTSUPP : r;

@@ -8,12 +8,15 @@
 #define _GNU_SOURCE
 #include "inbox.h"
 #include "journal.h"
+#include "listener.h"
 
 #include <string.h>
 #include <time.h>
 
 #define MAX_ERRNO 4095
 #define STATS_ROWS 2048 /* a power of two, half of it used at most */
+#define FAST_NS 10000
+#define UNTIMED 7
 
 static uint64_t call_key(uint32_t arch, int nr)
 {
@@ -29,14 +32,13 @@ static uint32_t call_hash(uint64_t key)
 
 /* key is 0 while free: no arch is 0. */
 struct row {
-	_Atomic uint64_t key;
+	_Alignas(64) _Atomic uint64_t key;
 	_Atomic uint64_t answered[PSC_ANSWER_KINDS];
 };
 
 struct psc_stats {
-	_Atomic uint64_t answered[PSC_ANSWER_KINDS];
 	_Atomic uint64_t gone;
-	_Atomic uint64_t uncounted;
+	_Atomic uint64_t uncounted[PSC_ANSWER_KINDS]; /* that have no row */
 	_Atomic uint32_t used;
 	_Atomic uint64_t latencies[PSC_LATENCY_BUCKETS];
 	struct row rows[STATS_ROWS];
@@ -49,10 +51,11 @@ static void count(_Atomic uint64_t *counter)
 
 int psc_stats_new(struct psc_stats **ret_stats)
 {
-	struct psc_stats *stats = calloc(1, sizeof(*stats));
+	struct psc_stats *stats = aligned_alloc(64, sizeof(*stats));
 
 	if (!stats)
 		return -ENOMEM;
+	memset(stats, 0, sizeof(*stats));
 	*ret_stats = stats;
 	return 0;
 }
@@ -103,21 +106,31 @@ uint64_t psc_latency_floor(unsigned int bucket)
 	return (uint64_t)(4 + bucket % 4) << (bucket / 4 - 1);
 }
 
-static void record(struct psc_stats *stats, const struct psc_event *event, enum psc_answer_kind kind, int64_t ns)
+/* answered_ns is 0 if the event was not timed. */
+static void record(struct psc_stats *stats, struct psc_event *event, enum psc_answer_kind kind, int64_t answered_ns)
 {
 	struct row *row = find_row(stats, call_key(event->notif.n.data.arch, event->notif.n.data.nr));
+	int64_t ns = answered_ns - event->received_ns;
 
-	count(&stats->answered[kind]);
-	count(row ? &row->answered[kind] : &stats->uncounted);
-	count(&stats->latencies[latency_bucket(ns > 0 ? (uint64_t)ns : 0)]);
+	count(row ? &row->answered[kind] : &stats->uncounted[kind]);
+	if (answered_ns == 0) {
+		event->untimed -= event->untimed > 0;
+	} else {
+		event->bucket = (uint8_t)latency_bucket(ns > 0 ? (uint64_t)ns : 0);
+		event->untimed = ns < FAST_NS ? UNTIMED : 0;
+	}
+	count(&stats->latencies[event->bucket]);
 }
 
 void psc_stats_sum(const struct psc_stats *stats, struct psc_stats_totals *ret_totals)
 {
-	for (int i = 0; i < PSC_ANSWER_KINDS; i++)
-		ret_totals->answered[i] = stats->answered[i];
-	ret_totals->gone = stats->gone;
-	ret_totals->uncounted = stats->uncounted;
+	*ret_totals = (struct psc_stats_totals){ .gone = stats->gone };
+	for (int kind = 0; kind < PSC_ANSWER_KINDS; kind++) {
+		ret_totals->uncounted += stats->uncounted[kind];
+		ret_totals->answered[kind] = stats->uncounted[kind];
+		for (size_t i = 0; i < STATS_ROWS; i++)
+			ret_totals->answered[kind] += stats->rows[i].answered[kind];
+	}
 }
 
 size_t psc_stats_rows(const struct psc_stats *stats, struct psc_stats_row *ret_rows, size_t size)
@@ -240,15 +253,16 @@ static int kill_or_deny(int fd, const struct seccomp_notif *n)
 	return r;
 }
 
-int psc_notify_answer(int fd, const struct seccomp_notif *n, const struct psc_answer *answer)
+/* The answer is sound(). */
+static inline int respond(int fd, const struct seccomp_notif *n, const struct psc_answer *answer)
 {
 	switch (answer->kind) {
 	case PSC_CONTINUE:
-		return psc_notify_continue(fd, n->id);
+		return psc_listener_send(fd, n->id, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
 	case PSC_ERROR:
-		return psc_notify_error(fd, n->id, answer->error);
+		return psc_listener_send(fd, n->id, 0, -answer->error, 0);
 	case PSC_VALUE:
-		return psc_notify_value(fd, n->id, answer->value);
+		return psc_listener_send(fd, n->id, answer->value, 0, 0);
 	case PSC_KILL:
 		return kill_or_deny(fd, n);
 	default:
@@ -256,41 +270,70 @@ int psc_notify_answer(int fd, const struct seccomp_notif *n, const struct psc_an
 	}
 }
 
-static void account(struct psc_stats *stats, const struct psc_event *event, enum psc_answer_kind kind,
+static void account(struct psc_stats *stats, struct psc_event *event, enum psc_answer_kind kind,
 		    int64_t answered_ns, int r)
 {
 	if (!stats)
 		return;
 	if (r >= 0)
-		record(stats, event, kind, answered_ns - event->received_ns);
+		record(stats, event, kind, answered_ns);
 	else if (r == -ENOENT)
 		count(&stats->gone);
+}
+
+static int64_t answer_time(const struct psc_stats *stats, const struct psc_event *event)
+{
+	return stats && event->received_ns ? now_ns() : 0;
+}
+
+int psc_notify_answer(int fd, const struct seccomp_notif *n, const struct psc_answer *answer)
+{
+	return sound(answer) ? respond(fd, n, answer) : -EINVAL;
+}
+
+/* Inside a slot, with a listener that is there. The answer is sound(). */
+static int send(struct psc_journal *journal, struct psc_event *event, const struct psc_answer *answer,
+		struct psc_stats *stats)
+{
+	int64_t answered_ns = answer_time(stats, event);
+	int r = respond(event_fd(event), &event->notif.n, answer);
+
+	if (journal)
+		psc_journal_done(journal, event);
+	account(stats, event, answer->kind, answered_ns, r);
+	return r;
 }
 
 static int answer_as(struct psc_inbox *inbox, pid_t tid, struct psc_event *event, const struct psc_answer *answer,
 		     struct psc_stats *stats)
 {
-	int64_t answered_ns = now_ns();
-	int slot = psc_slot_enter(inbox, tid), r;
+	int slot, r;
 
+	if (!sound(answer) || answer->kind == PSC_HOLD)
+		return -EINVAL;
+	slot = psc_slot_enter(inbox, tid);
 	if (slot < 0)
 		return -EUSERS;
-	r = psc_event_alive(inbox, event) ? psc_notify_answer(event_fd(event), &event->notif.n, answer) : -ENOENT;
+	if (psc_event_alive(inbox, event)) {
+		r = send(psc_inbox_journal(inbox), event, answer, stats);
+	} else {
+		r = -ENOENT;
+		psc_journal_done(psc_inbox_journal(inbox), event);
+		account(stats, event, answer->kind, 0, r);
+	}
 	psc_slot_leave(inbox, slot);
-	psc_journal_done(psc_inbox_journal(inbox), event);
-	account(stats, event, answer->kind, answered_ns, r);
 	return r;
 }
 
 int psc_event_answer(struct psc_inbox *inbox, struct psc_event *event, const struct psc_answer *answer,
 		     struct psc_stats *stats)
 {
-	return answer_as(inbox, gettid(), event, answer, stats);
+	return answer_as(inbox, psc_tid(), event, answer, stats);
 }
 
 int psc_event_valid(struct psc_inbox *inbox, const struct psc_event *event)
 {
-	int slot = psc_slot_enter(inbox, gettid()), r;
+	int slot = psc_slot_enter(inbox, psc_tid()), r;
 
 	if (slot < 0)
 		return -EUSERS;
@@ -299,11 +342,11 @@ int psc_event_valid(struct psc_inbox *inbox, const struct psc_event *event)
 	return r;
 }
 
-int psc_event_addfd(struct psc_inbox *inbox, const struct psc_event *event, int source, int at, unsigned int flags,
+int psc_event_addfd(struct psc_inbox *inbox, struct psc_event *event, int source, int at, unsigned int flags,
 		    struct psc_stats *stats)
 {
-	int64_t answered_ns = now_ns();
-	int slot = psc_slot_enter(inbox, gettid()), r;
+	int64_t answered_ns = answer_time(stats, event);
+	int slot = psc_slot_enter(inbox, psc_tid()), r;
 
 	if (slot < 0)
 		return -EUSERS;
@@ -346,10 +389,57 @@ static bool goes_on(int r)
 	return r >= 0 || r == -ENOENT || r == -EINPROGRESS || r == -EPERM || r == -ESRCH;
 }
 
+static int decide(struct psc_event *event, const struct psc_table *table)
+{
+	event->answer = psc_table_decide(table, &event->notif.n.data);
+	return event->answer.kind == PSC_HOLD;
+}
+
+static int receive_stretch(struct psc_inbox *inbox, const struct psc_stretch *stretch, struct psc_event *event)
+{
+	int r = stretch->journal ? psc_journal_receive(stretch->journal, stretch->fd, event) :
+				   psc_listener_receive(stretch->fd, &event->notif);
+
+	if (r < 0)
+		return r == -ENOENT ? psc_stretch_missed(inbox, stretch) : r;
+	event->text_len = 0;
+	event->received_ns = event->untimed ? 0 : now_ns();
+	return 0;
+}
+
+/* Answer without leaving the inbox between. -EAGAIN: what comes next is to be
+ * received otherwise. */
+static int serve_stretch(struct psc_inbox *inbox, const struct psc_table *table, struct psc_stats *stats, pid_t tid,
+			 struct psc_event *event)
+{
+	struct psc_stretch stretch;
+	int r = -EAGAIN;
+
+	if (!psc_stretch_begin(inbox, tid, event, &stretch))
+		return r;
+	event->listener = stretch.listener;
+	event->key = stretch.key;
+	event->slot = 0;
+	while (psc_stretch_goes_on(&stretch)) {
+		r = receive_stretch(inbox, &stretch, event);
+		if (r < 0)
+			break;
+		r = decide(event, table);
+		if (r == 1)
+			break;
+		r = send(stretch.journal, event, &event->answer, stats);
+		if (!goes_on(r))
+			break;
+		r = -EAGAIN;
+	}
+	psc_stretch_end(inbox, &stretch);
+	return r;
+}
+
 int psc_serve(struct psc_inbox *inbox, const struct psc_table *table, struct psc_stats *stats,
 	      struct psc_event *event)
 {
-	pid_t tid = gettid();
+	pid_t tid = psc_tid();
 	int r;
 
 	if (event->due) {
@@ -359,11 +449,13 @@ int psc_serve(struct psc_inbox *inbox, const struct psc_table *table, struct psc
 			return r;
 	}
 	for (;;) {
+		r = serve_stretch(inbox, table, stats, tid, event);
+		if (r != -EAGAIN)
+			return r;
 		r = psc_inbox_receive_as(inbox, tid, -1, event);
 		if (r < 0)
 			return r;
-		event->answer = psc_table_decide(table, &event->notif.n.data);
-		if (event->answer.kind == PSC_HOLD)
+		if (decide(event, table))
 			return 1;
 		r = answer_as(inbox, tid, event, &event->answer, stats);
 		if (!goes_on(r))

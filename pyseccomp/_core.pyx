@@ -1,15 +1,16 @@
 """The only crossing between Python and libpsc: each line here either converts or calls C."""
 
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport Py_REFCNT
 from libc.errno cimport EINPROGRESS, EINTR, EINVAL, ENOENT, EOPNOTSUPP, EPERM, ESHUTDOWN, ETIMEDOUT
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, itimerspec, timespec
 
 from pyseccomp cimport cpsc
 from pyseccomp.cpsc cimport ECANCELED
@@ -596,6 +597,7 @@ cdef class Event:
 
     cdef Inbox inbox
     cdef Stats stats
+    cdef Stay stay  # that may use this object again once it is answered
     cdef bint open
     cdef cpsc.psc_event event
 
@@ -645,16 +647,66 @@ cdef class Event:
         self.open = False
         return 0
 
-    def _answer(self, Answer answer not None, str verb) -> None:
+    cdef int _send(self, cpsc.psc_answer_kind kind, int error, int64_t value, str verb) except -1:
+        """Claim and answer. With the GIL: SEND never waits, and to get the GIL back costs more; only to kill takes long."""
         cdef int r
         cdef cpsc.psc_inbox *inbox = self._inbox()
-        if answer.answer.kind == cpsc.PSC_HOLD:
-            raise ValueError("hold() is not an answer that can be sent")
         self._claim(verb)
-        with nogil:
-            r = cpsc.psc_event_answer(inbox, &self.event, &answer.answer, self.stats.stats)
+        self.event.answer.kind = kind
+        self.event.answer.error = error
+        self.event.answer.value = value
+        if kind == cpsc.PSC_KILL:
+            with nogil:
+                r = cpsc.psc_event_answer(inbox, &self.event, &self.event.answer, self.stats.stats)
+        else:
+            r = cpsc.psc_event_answer(inbox, &self.event, &self.event.answer, self.stats.stats)
+        if self.stay is not None:
+            self.stay._keep(self)
         if r < 0:
             raise _notify_error(r, self._doing(verb))
+        return 0
+
+    def allow(self) -> None:
+        """Let the kernel carry the call out as if there were no filter.
+
+        This is no security decision about anything behind a pointer: between a look at the target's memory and the
+        kernel's own, another thread of the target (or anybody who shares the memory) can change it. Sound uses are calls
+        that registers alone decide, calls that some other filter or the kernel's own permissions restrict as well, and
+        observation.
+
+        Raises:
+            NotificationGoneError: the call is over.
+            NotificationError: it was answered before (EINPROGRESS).
+        """
+        self._send(cpsc.PSC_CONTINUE, 0, 0, "allow")
+
+    def deny(self, int error=EPERM) -> None:
+        """Make the call fail with an errno; it is not carried out.
+
+        Raises: as :meth:`allow`; ValueError for a number that is no errno.
+        """
+        if not 1 <= error <= 4095:
+            raise ValueError(f"an errno is 1 to 4095, got {error}")
+        self._send(cpsc.PSC_ERROR, error, 0, "deny")
+
+    def reply(self, int64_t value) -> None:
+        """Make the call return value; it is not carried out.
+
+        A value of -4095 to -1 is what libc takes for an error. Raises: as :meth:`allow`.
+        """
+        self._send(cpsc.PSC_VALUE, 0, value, "reply to")
+
+    def kill(self) -> None:
+        """Kill the whole process of the task (SIGKILL); the call is never carried out.
+
+        The process is reached through a pidfd, and the call is seen to wait still after that was opened, so no other
+        process can be hit.
+
+        Raises:
+            NotificationGoneError: the call is over; nobody was killed.
+            NotificationError: the kill was denied; the call was made to fail with EPERM instead.
+        """
+        self._send(cpsc.PSC_KILL, 0, 0, "kill the process of")
 
     def _valid(self) -> bool:
         cdef int r
@@ -805,11 +857,15 @@ cdef class Inbox:
         event.stats = stats
         return event
 
-    cdef int _wait(self, int64_t deadline, cpsc.psc_event *event) except? -1:
+    cdef int _wait(self, int64_t deadline, int timer, cpsc.psc_event *event) except? -1:
+        """psc_inbox_receive(), or with a timer psc_inbox_linger()."""
         cdef int r
         while True:
             with nogil:
-                r = cpsc.psc_inbox_receive(self.inbox, deadline, event)
+                if timer < 0:
+                    r = cpsc.psc_inbox_receive(self.inbox, deadline, event)
+                else:
+                    r = cpsc.psc_inbox_linger(self.inbox, timer, event)
             if r != -EINTR:
                 return r
             PyErr_CheckSignals()
@@ -819,7 +875,7 @@ cdef class Inbox:
         cdef int r
         cpsc.psc_inbox_begin(self.inbox, &event.event)
         try:
-            r = self._wait(_deadline(timeout_ns), &event.event)
+            r = self._wait(_deadline(timeout_ns), -1, &event.event)
         finally:
             cpsc.psc_inbox_end(self.inbox)
         if r == -ETIMEDOUT:
@@ -869,7 +925,7 @@ cdef class Inbox:
         except BaseException:
             if event.open:
                 with contextlib.suppress(NotificationError):
-                    event._answer(fallback, "deny")
+                    event._send(fallback.answer.kind, fallback.answer.error, fallback.answer.value, "deny")
             raise
         if Py_REFCNT(event) == 1 and not (event.open and (<Answer>result).answer.kind == cpsc.PSC_HOLD):
             after = event
@@ -884,18 +940,40 @@ cdef class Inbox:
 
 
 cdef class Stay:
-    """Receive until stopped or until no task is left: an iterator that stop() ends."""
+    """Receive until stopped or until no task is left: an iterator that stop() ends.
+
+    An answered event that nobody else holds is used again for the next notification; it comes back when it is answered,
+    not before, so that one that is dropped unanswered is noticed at once.
+    """
 
     cdef Inbox inbox
     cdef cpsc.psc_event stay
     cdef bint open
+    cdef Event spare, older_spare
 
     def __cinit__(self, Inbox inbox not None):
         self.inbox = inbox
         cpsc.psc_inbox_begin(inbox.inbox, &self.stay)
         self.open = True
 
+    cdef void _keep(self, Event event):
+        event.stay = None
+        if self.open:
+            self.older_spare = self.spare
+            self.spare = event
+
+    cdef Event _make(self):
+        cdef Event event
+        if self.older_spare is not None and Py_REFCNT(self.older_spare) == 1:
+            event = self.older_spare
+            self.older_spare = None
+        else:
+            event = self.inbox._make(self.inbox.stats)
+            event.event.ticket = self.stay.ticket
+        return event
+
     def close(self) -> None:
+        self.spare = self.older_spare = None
         if self.open:
             self.open = False
             cpsc.psc_inbox_end(self.inbox.inbox)
@@ -907,29 +985,117 @@ cdef class Stay:
         return self
 
     def __next__(self):
-        return self._next(-1, True)
+        return self._next(-1, -1, NULL)
 
     def receive(self, int64_t timeout_ns) -> Event | None:
         """Wait as Inbox.receive() does; StopIteration ends it."""
-        return self._next(_deadline(timeout_ns), False)
+        return self._next(_deadline(timeout_ns), -1, NULL)
 
-    cdef Event _next(self, int64_t deadline, bint forever):
+    cdef Event _next(self, int64_t deadline, int timer, bint *ret_expired):
+        """The next event; None when none came in time."""
         cdef Event event
         cdef int r
         if not self.open:
             raise StopIteration
-        event = self.inbox._make(self.inbox.stats)
-        event.event.ticket = self.stay.ticket
-        r = self.inbox._wait(deadline, &event.event)
-        if r == 0:
+        event = self._make()
+        r = self.inbox._wait(deadline, timer, &event.event)
+        if r >= 0:
             event.open = True
+            event.stay = self
+            if ret_expired != NULL:
+                ret_expired[0] = r == 1
             return event
-        if r == -ETIMEDOUT and not forever:
+        if r == -ETIMEDOUT:
             return None
         self.close()
         if r == -ECANCELED or r == -ESHUTDOWN:
             raise StopIteration
         raise _notify_error(r, "receive a notification")
+
+
+@cython.final
+cdef class Ready:
+    """Awaits to what it is given, at once."""
+
+    cdef object result
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        result, self.result = self.result, None
+        raise StopIteration(result)
+
+
+cdef class AsyncStay:
+    """The part of an asynchronous iteration that needs no event loop: what comes within the turn of the iteration.
+
+    A target that was just answered mostly calls again within microseconds, less than a turn of the event loop takes. So
+    the next notification is waited for on the spot, without the GIL, until a timer ends the turn. Where that was in
+    vain it is not tried for the next 1, 3, 7, ... 63 notifications. A subclass has _wait(turn_is_over), a coroutine.
+    """
+
+    cdef readonly Stay stay
+    cdef Ready ready
+    cdef readonly int timer
+    cdef bint turn, expired
+    cdef int skip, vain
+
+    def __cinit__(self, Inbox inbox not None, receiver):
+        self.timer = -1
+        self.stay = inbox.stay()
+
+    def __aiter__(self):
+        return self
+
+    def __anext__(self):
+        cdef Event event = None
+        cdef bint over = self.expired
+        if self.turn and not over:
+            try:
+                event = self.stay._next(-1, self.timer, &self.expired)
+            except StopIteration:
+                pass  # _wait() finds the same
+            if event is not None:
+                self.vain = 0
+                return self._now(event)
+            self.vain = min(2 * self.vain + 1, 63)
+            self.skip = self.vain
+        self.turn = self.expired = False
+        return self._wait(over)
+
+    cdef Ready _now(self, Event event):
+        cdef Ready ready = self.ready
+        if ready is None or Py_REFCNT(ready) > 2:
+            ready = self.ready = Ready()
+        ready.result = event
+        return ready
+
+    def _begin_turn(self, int64_t ns) -> None:
+        """From now on, until ns have gone by, wait on the spot; unless that is skipped."""
+        cdef itimerspec turn
+        if self.skip > 0:
+            self.skip -= 1
+            return
+        if self.timer < 0:
+            self.timer = cpsc.timerfd_create(CLOCK_MONOTONIC, cpsc.TFD_CLOEXEC)
+            if self.timer < 0:
+                PyErr_SetFromErrno(OSError)
+        memset(&turn, 0, sizeof(turn))
+        turn.it_value.tv_nsec = ns
+        if cpsc.timerfd_settime(self.timer, 0, &turn, NULL) < 0:
+            PyErr_SetFromErrno(OSError)
+        self.turn = True
+
+    def _end(self) -> None:
+        self.turn = False
+        self.stay.close()
+        if self.timer >= 0:
+            timer, self.timer = self.timer, -1
+            os.close(timer)
 # ------------------------------------------------------------------ guardian
 
 cdef class Journal:

@@ -6,18 +6,16 @@ import asyncio
 import errno
 import functools
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol, cast
 
 from pyseccomp import _core, compat_notify, syscalls
 from pyseccomp.errors import ReceiveTimeoutError
-from pyseccomp.responder import Responder, allow, deny, kill, reply
+from pyseccomp.responder import Responder
 
 _READ_LIMIT = 1 << 20
 _NS = 1_000_000_000
-_LINGER_NS = 50_000
-_STRETCH_NS = 200_000
+_TURN_NS = 200_000
 
 
 class _HasFileno(Protocol):
@@ -80,34 +78,6 @@ class Notification(_core.Event, metaclass=_NotificationType):
             raise ValueError(f"a limit is 0 to {_READ_LIMIT - 1} bytes, got {limit}")
         return self._read_string(_address(addr), limit)
 
-    def allow(self) -> None:
-        """Let the kernel carry the call out as if there were no filter.
-
-        This is no security decision about anything behind a pointer: between a look at the target's memory and the
-        kernel's own, another thread of the target (or anybody who shares the memory) can change it. Sound uses are calls
-        that registers alone decide, calls that some other filter or the kernel's own permissions restrict as well, and
-        observation.
-
-        Raises:
-            NotificationGoneError: the call is over.
-            NotificationError: it was answered before (EINPROGRESS).
-        """
-        self._answer(allow(), "allow")
-
-    def deny(self, error: int = errno.EPERM) -> None:
-        """Make the call fail with an errno; it is not carried out.
-
-        Raises: as :meth:`allow`; ValueError for a number that is no errno.
-        """
-        self._answer(deny(error), "deny")
-
-    def reply(self, value: int) -> None:
-        """Make the call return value; it is not carried out.
-
-        A value of -4095 to -1 is what libc takes for an error. Raises: as :meth:`allow`.
-        """
-        self._answer(reply(value), "reply to")
-
     def add_fd(
         self, fd: int | _HasFileno, *, target_fd: int | None = None, cloexec: bool = True, send: bool = False
     ) -> int:
@@ -128,18 +98,6 @@ class Notification(_core.Event, metaclass=_NotificationType):
         if target_fd is not None and not 0 <= target_fd < 1 << 31:
             raise ValueError(f"target_fd is a file descriptor number or None, got {target_fd}")
         return self._add_fd(number, -1 if target_fd is None else target_fd, cloexec, send)
-
-    def kill(self) -> None:
-        """Kill the whole process of the task (SIGKILL); the call is never carried out.
-
-        The process is reached through a pidfd, and the call is seen to wait still after that was opened, so no other
-        process can be hit.
-
-        Raises:
-            NotificationGoneError: the call is over; nobody was killed.
-            NotificationError: the kill was denied; the call was made to fail with EPERM instead.
-        """
-        self._answer(kill(), "kill the process of")
 
     def __repr__(self) -> str:
         state = "answered" if self.answered else "waiting"
@@ -205,7 +163,7 @@ class Receiver:
         While targets call again at once, their calls are waited for on the spot: other work of the loop gets its turn
         after a fifth of a millisecond.
         """
-        return _AsyncStay(self)
+        return _AsyncStay(self._inbox, self)
 
     def serve(self, responder: Responder) -> bool:
         """Answer notifications by the responder; True if :meth:`stop` ended it, False if no task was left.
@@ -241,44 +199,33 @@ def _nanoseconds(timeout: float | None) -> int:
     return int(timeout * _NS)
 
 
-class _AsyncStay:
+class _AsyncStay(_core.AsyncStay):
     """Yield notifications in an event loop.
 
-    A target that was just answered mostly calls again within microseconds, less than a turn of the event loop takes. So
-    the next notification is waited for on the spot, without the GIL, for at most _LINGER_NS; if none comes the event
-    loop watches the inbox's epoll fd. After _STRETCH_NS the loop gets its turn in any case.
+    The base waits on the spot while they flow. When none came in its turn, the event loop watches the inbox's epoll fd,
+    and then the base has another turn of _TURN_NS.
     """
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, inbox: _core.Inbox, receiver: Receiver) -> None:
         self._receiver = receiver
-        self._stay = receiver._inbox.stay()
-        self._flowing = False
-        self._turn_ends = 0
         self._fd = -1
         self._ready = asyncio.Event()
         self._hook: Callable[[], object] | None = None
 
-    def __aiter__(self) -> _AsyncStay:
-        return self
-
-    async def __anext__(self) -> Notification:
-        now = time.monotonic_ns()
-        if now > self._turn_ends:
-            if self._flowing:
-                await asyncio.sleep(0)
-                now = time.monotonic_ns()
-            self._turn_ends = now + _STRETCH_NS
+    async def _wait(self, turn_is_over: bool) -> Notification:
+        if turn_is_over:
+            await asyncio.sleep(0)
         try:
-            event = self._stay.receive(_LINGER_NS if self._flowing else 0)
+            event = self.stay.receive(0)
             while event is None:
                 await self._sleep()
-                event = self._stay.receive(0)
+                event = self.stay.receive(0)
         except StopIteration:
             self._close()
             for wake in self._receiver._stop_hooks:  # the others: the epoll fd has nothing more to tell them
                 wake()
         else:
-            self._flowing = True
+            self._begin_turn(_TURN_NS)
             return cast(Notification, event)
         raise StopAsyncIteration
 
@@ -302,10 +249,9 @@ class _AsyncStay:
         finally:
             loop.remove_reader(self._fd)
             self._ready.clear()
-            self._turn_ends = time.monotonic_ns() + _STRETCH_NS
 
     def _close(self) -> None:
-        self._stay.close()
+        self._end()
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
