@@ -5,10 +5,10 @@
  * the copy. F_SEAL_FUTURE_WRITE, not F_SEAL_WRITE: so that a creator may keep a
  * writable mapping of the first page, made before, for the gate word. */
 #define _GNU_SOURCE
-#include "internal.h"
-#include "psc.h"
+#include "gate_words.h"
 
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -159,6 +159,21 @@ void psc_page_store(struct psc_page *page, unsigned int slot, enum psc_gate_stat
 	struct words *words = words_of(page->writable);
 
 	words->word[slot] = (atomic_fetch_add(&words->stamp, 1) + 1) * STAMP_UNIT + state;
+}
+
+uint32_t psc_page_stamp(const struct psc_page *page)
+{
+	return words_of(page->read_only)->stamp;
+}
+
+const void *psc_page_bell(const struct psc_page *page)
+{
+	return (const void *)&words_of(page->read_only)->stamp;
+}
+
+void psc_page_ring(const struct psc_page *page)
+{
+	psc_syscall(SYS_futex, psc_page_bell(page), FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
 }
 
 int psc_page_set(struct psc_page *page, unsigned int slot, enum psc_gate_state state)

@@ -988,6 +988,58 @@ PSC_MUST_CHECK int psc_gate_serve(int listener, struct psc_page *page, unsigned 
 				  const struct sock_filter *insns, size_t len, const struct psc_gate_trigger *triggers,
 				  size_t n_triggers, int stop_fd);
 
+/* -------------------------------------------------------------------- park
+ *
+ * Delayed activation without ptrace: a thread of the caller waits for the gate word
+ * and then puts the program into its whole process. It and a helper process, which
+ * shares its descriptors (not the caller's), report over a seqpacket socket.
+ *
+ * It survives neither exec nor the process, and says so; a fork() by the C library
+ * parks the child again (or kills it, if that fails: it would be lost in silence). */
+
+enum psc_park_kind {
+	PSC_PARK_HELLO = 1, /* fd: a pidfd of the process */
+	PSC_PARK_DONE,	    /* result; fd: the listener, if the program notifies */
+	PSC_PARK_GONE,	    /* the thread ended before: exec, death, psc_park_end() */
+};
+
+struct psc_park_message {
+	char magic[8]; /* "PSCPARK" */
+	uint32_t kind;
+	int32_t result; /* 0 or -errno of seccomp() */
+	uint64_t token; /* the same in all messages of one parking */
+	uint32_t slot;
+	uint32_t reserved;
+};
+
+struct psc_park_options {
+	int fd;	     /* the filter: its page holds the word */
+	int channel; /* stays the caller's */
+	unsigned int slot;
+	const struct sock_filter *insns;
+	size_t len;
+	uint32_t flags;	  /* SECCOMP_FILTER_FLAG_*, besides TSYNC */
+	int no_new_privs; /* as psc_install() */
+};
+
+struct psc_park;
+
+enum psc_park_state { PSC_PARK_WAITING, PSC_PARK_APPLIED, PSC_PARK_LOST };
+
+/* Park a thread. The program must let it end (exit). Errors of clone, of the page
+ * and of the channel. */
+PSC_MUST_CHECK int psc_park(const struct psc_park_options *options, struct psc_park **ret_park);
+enum psc_park_state psc_park_state(const struct psc_park *park);
+
+/* What seccomp() said; -EAGAIN: nothing yet. */
+int psc_park_result(const struct psc_park *park);
+
+/* Give up what waits, and free. Waits (shortly) for the thread and its helper. */
+void psc_park_end(struct psc_park *park);
+
+/* After words were stored: wake who waits for them. */
+void psc_page_ring(const struct psc_page *page);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1221,6 +1221,39 @@ cdef class Page:
     def take_slot(self, int state) -> int:
         return _os_check(cpsc.psc_page_take_slot(self.page, <cpsc.psc_gate_state>state))
 
+    def ring(self) -> None:
+        cpsc.psc_page_ring(self.page)
+
+
+cdef class Park:
+    """A thread of this process that waits for a filter's word."""
+
+    cdef cpsc.psc_park *park
+
+    def __init__(self, int fd, int channel, unsigned int slot, const uint8_t[::1] program, uint32_t flags, int no_new_privs):
+        cdef size_t n = 0
+        cdef cpsc.psc_park_options options
+        options.fd, options.channel, options.slot = fd, channel, slot
+        options.insns = _insns(program, &n)
+        options.len = n
+        options.flags, options.no_new_privs = flags, no_new_privs
+        _os_check(cpsc.psc_park_start(&options, &self.park))
+
+    @property
+    def state(self) -> int:
+        return cpsc.psc_park_state_of(self.park) if self.park != NULL else 2
+
+    @property
+    def result(self) -> int:
+        return cpsc.psc_park_result(self.park) if self.park != NULL else -errno.EAGAIN
+
+    def end(self) -> None:
+        cdef cpsc.psc_park *park = self.park
+        if park != NULL:
+            self.park = NULL
+            with nogil:
+                cpsc.psc_park_end(park)
+
 
 def filterfd_create_owned(const uint8_t[::1] program, uint32_t flags) -> tuple[int, Page]:
     cdef size_t n = 0

@@ -104,7 +104,7 @@ class Attachment(Owned):
     ) -> None:
         self._filter = filter
         self._slot = slot
-        self.mode: Literal["inject", "gate"] = "gate" if slot else "inject"
+        self.mode: Literal["inject", "gate", "park"] = "gate" if slot else "inject"
         """How it is activated."""
         self.hardened = False
         """True once :meth:`harden` has put the program itself into the kernel."""
@@ -373,8 +373,9 @@ class Attachment(Owned):
 def leave_block(attachments: list[Attachment], value: BaseException | None) -> None:
     """See to it that no attachment leaves a ``with`` block inactive unnoticed."""
     # One with a trigger of its own is not to be hurried, and a gate without its listener denies by itself (ENOSYS).
-    plain = [a for a in attachments if type(a) is Attachment and a.mode != "gate" and not a.closed and not a.activated]
-    left = [a for a in plain if a.query().state != "dead"]
+    kinds = [a for a in attachments if (type(a) is Attachment and a.mode != "gate") or (a.mode == "park" and a.pid != os.getpid())]
+    plain = [a for a in kinds if not a.closed and not a.activated]
+    left = [a for a in plain if a.query().state not in ("dead", "detached")]
     if not left:
         return
     done = "activated" if left[0].on_deadline == "activate" else "killed"
@@ -421,7 +422,7 @@ def check_options(
 ) -> None:
     """Refuse options that make no sense, and those that this release does not have, before anything is done."""
     if mode not in ("auto", "inject", "park", "gate"):
-        raise ValueError(f"attach: mode is 'auto', 'inject' or 'gate', got {mode!r}")
+        raise ValueError(f"attach: mode is 'auto', 'inject', 'park' or 'gate', got {mode!r}")
     if mode == "inject" and activate_on is not None:
         raise ValueError(
             f"attach: activate_on={activate_on!r} can never fire with mode='inject', which sees no calls; use mode='gate'"
@@ -437,7 +438,6 @@ def check_options(
     if not 0 < timeout <= 3600:
         raise ValueError(f"attach: timeout is more than 0 and at most 3600 seconds, got {timeout!r}")
     asked = {
-        f"mode={mode!r}": mode == "park",
         "tree=True": tree,
         "cgroup=": cgroup is not None,
     }

@@ -298,6 +298,21 @@ cdef extern from "psc.h" nogil:
     psc_gate_state psc_page_summary(const psc_page *page)
     int psc_page_set(psc_page *page, unsigned int slot, psc_gate_state state)
     int psc_page_take_slot(psc_page *page, psc_gate_state state)
+    void psc_page_ring(const psc_page *page)
+    cdef struct psc_park:
+        pass
+    cdef struct psc_park_options:
+        int fd
+        int channel
+        unsigned int slot
+        const sock_filter *insns
+        size_t len
+        uint32_t flags
+        int no_new_privs
+    int psc_park_start "psc_park"(const psc_park_options *options, psc_park **ret_park)
+    int psc_park_state_of "psc_park_state"(const psc_park *park)
+    int psc_park_result(const psc_park *park)
+    void psc_park_end(psc_park *park)
     enum: PSC_MAX_GATE_TRIGGERS
     cdef struct psc_gate_trigger:
         uint32_t arch

@@ -6,7 +6,9 @@ import errno
 import fcntl
 import os
 import socket
+import struct
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from multiprocessing import reduction
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pyseccomp import _core, gate
+from pyseccomp import _core, gate, park
 from pyseccomp.attach import (
     NO_NEW_PRIVS,
     Attachment,
@@ -30,7 +32,7 @@ from pyseccomp.attach import (
     program_flags,
 )
 from pyseccomp.guardian import Guardian, Message
-from pyseccomp.errors import FilterFdError, KernelError, UnsupportedError
+from pyseccomp.errors import AttachTimeoutError, FilterFdError, KernelError, UnsupportedError
 from pyseccomp.notify import Receiver, new_inbox
 from pyseccomp.owned import Owned
 from pyseccomp.policy import Policy
@@ -40,6 +42,7 @@ from pyseccomp.responder import Answer
 
 _LOG = 1
 _WAIT_KILLABLE = 2
+_SLOT = struct.Struct("=I")
 _FDS_ACCEPTED = 16
 
 _READ_ERRORS = {
@@ -103,6 +106,8 @@ class Filter(Owned, Receiver):
         self._inbox = new_inbox()
         self._lock = threading.RLock()
         self._page = page
+        self._channel: park.Channel | None = None
+        self._ticket: park.Ticket | None = None
         self._gate: _core.Gate | None = None
         self._guardian: Guardian | None = None
         self._wards: dict[int, weakref.ref[Attachment]] = {}
@@ -130,8 +135,57 @@ class Filter(Owned, Receiver):
     @property
     def attachments(self) -> tuple[Attachment, ...]:
         """What this object attached, oldest first, without those closed."""
+        self._hear_parked()
         with self._lock:
             return tuple(self._attachments)
+
+    def accept_parked(self) -> None:
+        """Let processes that this one forks from now on park under the filter they inherit; :meth:`send` does so for its receiver.
+
+        Raises NotPermittedError in a process that did not create the filter.
+        """
+        self._check_open("accept_parked")
+        if not self._page.writable:
+            gate.write(self, 0, gate.NONE, "accept parked processes")
+        self._open_channel()
+
+    def wait_parked(self, count: int = 1, timeout: float | None = None) -> tuple[Attachment, ...]:
+        """Wait until so many processes are parked under this filter (and neither lost nor closed); return them.
+
+        Raises AttachTimeoutError.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            self._hear_parked()
+            found = tuple(one for one in self._parked_ones() if not one.lost)
+            if len(found) >= count:
+                return found
+            left = 3600.0 if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise AttachTimeoutError(errno.ETIMEDOUT, f"{len(found)} of {count} processes are parked after {timeout} s")
+            self._open_channel()
+            self._hear_parked(left)
+
+    def _open_channel(self) -> park.Channel:
+        with self._lock:
+            self._check_open("park")
+            if self._channel is None:
+                self._channel = park.Channel()
+                self._ticket = park.Ticket(os.dup(self._channel.theirs.fileno()), 0)
+            return self._channel
+
+    def _parked_ones(self) -> list[park.Parked]:
+        with self._lock:
+            return [a for a in self._attachments if isinstance(a, park.Parked)]
+
+    def _adopt_parked(self, attachment: park.Parked) -> None:
+        with self._lock:
+            self._attachments.append(attachment)
+        attachment._changed("inactive", "it parked itself")
+
+    def _hear_parked(self, timeout: float = 0.0) -> None:
+        if self._channel is not None and self._page.writable and self._fd >= 0:
+            park.hear(self, self._channel, timeout)
 
     @property
     def closed(self) -> bool:
@@ -155,6 +209,9 @@ class Filter(Owned, Receiver):
             guardian.close()
         for attachment in attachments:
             attachment.close()
+        for end in (self._channel, self._ticket):
+            if end is not None:
+                end.close()
         if self._gate is not None:
             self._gate.close()
         if self._memfd != fd:
@@ -191,9 +248,21 @@ class Filter(Owned, Receiver):
         return self
 
     def send(self, sock: socket.socket) -> None:
-        """Send the filter through a Unix socket, for :meth:`recv`. The receiver can attach it and query by it."""
+        """Send the filter through a Unix socket, for :meth:`recv`. The receiver can attach it and query by it.
+
+        If this process created the filter, the receiver can park itself under it (``attach(active=False)``), and is then among
+        :attr:`attachments` here.
+        """
         self._check_open("send")
-        socket.send_fds(sock, [b"F"], [self._memfd])
+        if not self._page.writable:
+            socket.send_fds(sock, [b"F" + _SLOT.pack(0)], [self._memfd])
+            return
+        channel = self._open_channel()
+        try:
+            slot = self._page.take_slot(gate.INACTIVE)
+        except OSError:
+            slot = 0  # all are taken: it parks under the filter's own word
+        socket.send_fds(sock, [b"F" + _SLOT.pack(slot)], [self._memfd, channel.theirs.fileno()])
 
     @classmethod
     def recv(cls, sock: socket.socket) -> Self:
@@ -202,13 +271,22 @@ class Filter(Owned, Receiver):
         Raises FilterFdError when what comes is not exactly one filter (every descriptor that came is closed), or the
         other side has closed the connection.
         """
-        data, fds, flags, _ = socket.recv_fds(sock, 1, _FDS_ACCEPTED, socket.MSG_CMSG_CLOEXEC)
+        data, fds, flags, _ = socket.recv_fds(sock, 1 + _SLOT.size, _FDS_ACCEPTED, socket.MSG_CMSG_CLOEXEC)
         try:
             if not data and not fds:
                 raise FilterFdError(errno.ECONNRESET, "receiving a filter: the other side closed the connection")
-            if len(fds) != 1 or flags & socket.MSG_CTRUNC:
+            if len(fds) not in (1, 2) or flags & socket.MSG_CTRUNC:
                 raise FilterFdError(errno.EBADMSG, f"receiving a filter: expected one descriptor, got {len(fds)}")
-            return cls.from_fd(fds[0])
+            if len(fds) == 2:
+                try:
+                    park.check_end(fds[1])
+                except ValueError as error:
+                    raise FilterFdError(errno.EBADMSG, f"receiving a filter: expected one descriptor, got 2, and the second is {error}, no way to its creator") from None
+            self = cls.from_fd(fds[0])
+            slot = _SLOT.unpack(data[1:])[0] if len(data) == 1 + _SLOT.size else 0
+            if len(fds) == 2:
+                self._ticket = park.Ticket(fds.pop(), slot if slot < 511 else 0)
+            return self
         finally:
             for fd in fds:
                 os.close(fd)
@@ -226,7 +304,7 @@ class Filter(Owned, Receiver):
         *,
         pidfd: int | None = None,
         active: bool = True,
-        mode: Literal["auto", "inject", "gate"] = "auto",
+        mode: park.Mode = "auto",
         tree: bool = False,
         cgroup: str | os.PathLike[str] | None = None,
         threads: Literal["all", "one"] = "all",
@@ -256,6 +334,9 @@ class Filter(Owned, Receiver):
         the whole process. A gate survives its target's exec, not its manager: then gated calls fail with ENOSYS.
         activate_on names a system call, by which a gate becomes active: it is let run, and every gated call that is
         received after that gets the policy's answer. mode="auto" is "gate" if activate_on is given, else "inject".
+
+        active=False without a target parks this process (mode="park"): it received the filter from its creator, or inherited it,
+        and a thread waits until that activates it; see :mod:`pyseccomp.park`.
 
         threads: "one"
         filters the main thread only. no_new_privs: "auto" sets it in the target if the kernel asks for it, and
@@ -296,6 +377,8 @@ class Filter(Owned, Receiver):
                 )
             return self._attach_gate(target, pidfd, active, threads, no_new_privs, activate_on, timeout)
         pid, fd = open_target(target, pidfd)
+        if mode == "park" or (mode == "auto" and not active and pid == os.getpid()):
+            return self._attach_parked(pid, fd, active, threads, no_new_privs, timeout)
         kind = Attachment if activate_on is None else _triggered()
         try:
             attachment = kind(self, pid, fd, threads, no_new_privs, timeout)
@@ -315,13 +398,29 @@ class Filter(Owned, Receiver):
             except BaseException:
                 attachment.close()
                 raise
-        elif pid == os.getpid():
+        return self._adopt(attachment)
+
+    def _attach_parked(
+        self,
+        pid: int,
+        fd: int,
+        active: bool,
+        threads: Literal["all", "one"],
+        no_new_privs: bool | Literal["auto"],
+        timeout: float,
+    ) -> Attachment:
+        attachment = park.ParkedHere(self, pid, fd, threads, no_new_privs, timeout)
+        try:
+            if pid != os.getpid():
+                raise UnsupportedError(
+                    errno.EOPNOTSUPP, f"attach to pid {pid}: a process parks itself: send it the filter, or use mode='inject' or 'gate'"
+                )
+            if active or threads != "all":
+                raise ValueError("attach: mode='park' waits to be activated, in all threads: active=False, threads='all'")
+            attachment._begin()
+        except BaseException:
             attachment.close()
-            raise UnsupportedError(
-                errno.EOPNOTSUPP,
-                "attach to oneself, inactive: a process cannot inject into itself, and mode 'park' is not in this "
-                "release; let another process attach, or attach when it is to be active",
-            )
+            raise
         return self._adopt(attachment)
 
     def _adopt(self, attachment: Attachment) -> Attachment:
@@ -469,9 +568,15 @@ class Filter(Owned, Receiver):
         attachments = self.attachments
         if any(a.mode == "gate" for a in attachments) or (not attachments and not self._page.writable):
             gate.write(self, 0, gate.ACTIVE, "activate")
+        parked = [a for a in attachments if isinstance(a, park.Parked) and a.result is None and not a.lost]
+        if parked:
+            gate.write(self, 0, gate.ACTIVE, "activate")
+            self._page.ring()
         for attachment in attachments:
             if attachment.mode == "gate":
                 attachment._changed("active", "activation of all gates")
+            if isinstance(attachment, park.Parked) and attachment.lost:
+                continue
             if attachment.mode != "gate" and not attachment.activated and attachment.query().state != "dead":
                 try:
                     attachment.activate()

@@ -1,0 +1,358 @@
+/* park.c - a thread of the target that waits with the filter in its hand.
+ *
+ *   target's threads      parked thread                     helper process
+ *                         its own fd table: the channel --- the same table
+ *                         waits for the gate word            waits for the thread's end
+ *                         seccomp(TSYNC), end                sends the listener, ends
+ *
+ * No ptrace, and the listener is never in the target's table. Once the filter is in
+ * force the parked thread makes one call, exit, because any other may be denied or
+ * asked about; the helper, which no filter reaches because it is in no thread group
+ * with the target, sends what it left. The thread's end, however it comes (exec,
+ * death), wakes the helper, so nothing is lost in silence.
+ *
+ * Both run on the memory and (the thread) on the thread-local storage of who
+ * parked: they make raw system calls and touch neither errno nor any lock. Until
+ * activation the target is trusted: it could as well leave a child unfiltered.
+ */
+#define _GNU_SOURCE
+#include "gate_words.h"
+#include "psc.h"
+
+#include "arch/x86_64.h"
+
+#include <fcntl.h>
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define STACK_SIZE 16384
+#define CHECK_SECONDS 2
+
+static const char magic[8] = "PSCPARK";
+
+enum progress { STARTING, PARKED, FAILED };
+
+struct psc_park {
+	struct psc_park *next;
+	struct psc_page *page;
+	struct sock_filter *insns;
+	struct sock_fprog program;
+	uint32_t flags;
+	int no_new_privs;
+	unsigned int slot;
+	int channel; /* ours, and the same number in the private table */
+	pid_t owner;
+
+	_Atomic uint32_t progress;
+	_Atomic int32_t error;
+	_Atomic bool canceled, tried;
+	_Atomic int32_t tid, helper; /* 0: has ended */
+
+	struct psc_park_message message;
+	struct iovec iov;
+	struct msghdr m;
+	union {
+		struct cmsghdr header;
+		uint8_t room[CMSG_SPACE(sizeof(int))];
+	} control;
+
+	_Alignas(16) uint8_t stacks[3][STACK_SIZE];
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct psc_park *parks;
+
+static long raw(long nr, long a, long b, long c, long d)
+{
+	return psc_raw_syscall(nr, a, b, c, d, 0, 0);
+}
+
+/* ------------------------------------------------------------------ helper */
+
+static bool thread_lives(const struct psc_park *park, int32_t tid)
+{
+	return raw(SYS_tgkill, park->owner, tid, 0, 0) != -ESRCH;
+}
+
+static int help(void *data)
+{
+	struct psc_park *park = data;
+	struct timespec check = { CHECK_SECONDS, 0 };
+	int32_t tid;
+
+	while ((tid = park->tid) != 0)
+		if (raw(SYS_futex, (long)&park->tid, FUTEX_WAIT, tid, (long)&check) == -ETIMEDOUT && !thread_lives(park, tid))
+			break;
+	park->message.kind = park->tried ? PSC_PARK_DONE : PSC_PARK_GONE;
+	raw(SYS_sendmsg, park->channel, (long)&park->m, MSG_NOSIGNAL, 0);
+	raw(SYS_exit, 0, 0, 0, 0);
+	return 0;
+}
+
+/* So that the helper is a child of nobody here: no wait of the target sees it. */
+static int go_between(void *data)
+{
+	struct psc_park *park = data;
+	int flags = CLONE_VM | CLONE_FILES | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
+
+	if (clone(help, park->stacks[2] + STACK_SIZE, flags, park, &park->helper, NULL, &park->helper) < 0)
+		park->error = -errno;
+	raw(SYS_exit, 0, 0, 0, 0);
+	return 0;
+}
+
+/* ----------------------------------------------------------- parked thread */
+
+static long apply(struct psc_park *park)
+{
+	long r = -EACCES;
+
+	if (park->no_new_privs > 0)
+		raw(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0);
+	r = raw(SYS_seccomp, SECCOMP_SET_MODE_FILTER, park->flags, (long)&park->program, 0);
+	if (r != -EACCES || park->no_new_privs >= 0)
+		return r;
+	raw(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0);
+	return raw(SYS_seccomp, SECCOMP_SET_MODE_FILTER, park->flags, (long)&park->program, 0);
+}
+
+static bool wait_for_turn(struct psc_park *park)
+{
+	for (;;) {
+		uint32_t stamp = psc_page_stamp(park->page);
+
+		if (park->canceled)
+			return false;
+		if (psc_page_state(park->page, park->slot) == PSC_GATE_ACTIVE)
+			return true;
+		raw(SYS_futex, (long)psc_page_bell(park->page), FUTEX_WAIT, stamp, 0);
+	}
+}
+
+static void say(struct psc_park *park, uint32_t progress)
+{
+	park->progress = progress;
+	raw(SYS_futex, (long)&park->progress, FUTEX_WAKE_PRIVATE, 1, 0);
+}
+
+static int be_parked(void *data)
+{
+	struct psc_park *park = data;
+	int fd = park->channel;
+	long pid, r;
+
+	if (fd > 0)
+		raw(SYS_close_range, 0, fd - 1, 0, 0);
+	raw(SYS_close_range, fd + 1, ~0U, 0, 0);
+	pid = clone(go_between, park->stacks[1] + STACK_SIZE, CLONE_VM | CLONE_VFORK | CLONE_FILES, park);
+	if (pid < 0)
+		park->error = -errno;
+	while (pid > 0 && raw(SYS_wait4, pid, 0, __WALL, 0) == -EINTR)
+		;
+	if (park->error) {
+		say(park, FAILED);
+		raw(SYS_exit, 0, 0, 0, 0);
+	}
+	say(park, PARKED);
+	if (wait_for_turn(park)) {
+		r = apply(park);
+		park->message.result = r < 0 ? (int32_t)r : 0;
+		if (r >= 0 && park->flags & SECCOMP_FILTER_FLAG_NEW_LISTENER) {
+			memcpy(CMSG_DATA(&park->control.header), &(int){ (int)r }, sizeof(int));
+			park->m.msg_control = &park->control;
+			park->m.msg_controllen = sizeof(park->control);
+		}
+		park->tried = true;
+	}
+	raw(SYS_exit, 0, 0, 0, 0);
+	return 0;
+}
+
+/* ------------------------------------------------------------------- start */
+
+static void prepare(struct psc_park *park)
+{
+	park->progress = STARTING;
+	park->error = 0;
+	park->tried = park->canceled = false;
+	park->tid = park->helper = 0;
+	park->owner = getpid();
+	memcpy(park->message.magic, magic, sizeof(magic));
+	park->message.slot = park->slot;
+	park->message.result = 0;
+	park->iov = (struct iovec){ &park->message, sizeof(park->message) };
+	park->m = (struct msghdr){ .msg_iov = &park->iov, .msg_iovlen = 1 };
+	park->control.header.cmsg_level = SOL_SOCKET;
+	park->control.header.cmsg_type = SCM_RIGHTS;
+	park->control.header.cmsg_len = CMSG_LEN(sizeof(int));
+}
+
+/* Tell the other side who is parked, by a pidfd that cannot be mistaken. */
+static int announce(struct psc_park *park)
+{
+	_cleanup_close_ int pidfd = (int)psc_syscall(SYS_pidfd_open, park->owner, 0);
+	struct psc_park_message hello = park->message;
+	struct iovec iov = { &hello, sizeof(hello) };
+	union {
+		struct cmsghdr header;
+		uint8_t room[CMSG_SPACE(sizeof(int))];
+	} control = { .header = { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
+	ssize_t r;
+
+	if (pidfd < 0)
+		return pidfd;
+	hello.kind = PSC_PARK_HELLO;
+	memcpy(CMSG_DATA(&control.header), &pidfd, sizeof(int));
+	do
+		r = sendmsg(park->channel, &m, MSG_NOSIGNAL);
+	while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : 0;
+}
+
+/* With all signals blocked, which the thread inherits: they are for others. */
+static int start(struct psc_park *park)
+{
+	int flags = CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
+	sigset_t all, before;
+	int r;
+
+	prepare(park);
+	if (getrandom(&park->message.token, sizeof(park->message.token), 0) != sizeof(park->message.token))
+		return -EIO;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	r = clone(be_parked, park->stacks[0] + STACK_SIZE, flags, park, &park->tid, NULL, &park->tid) < 0 ? -errno : 0;
+	while (r == 0 && park->progress == STARTING)
+		raw(SYS_futex, (long)&park->progress, FUTEX_WAIT_PRIVATE, STARTING, 0);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return r < 0 ? r : park->error;
+}
+
+/* ----------------------------------------------------------------- fork, end */
+
+static void before_fork(void)
+{
+	pthread_mutex_lock(&lock);
+}
+
+static void after_fork(void)
+{
+	pthread_mutex_unlock(&lock);
+}
+
+/* Threads are not inherited. A child that cannot park again would be unfiltered for
+ * ever without anybody's knowledge: it ends. */
+static void in_child(void)
+{
+	for (struct psc_park *park = parks; park; park = park->next) {
+		bool was_parked = park->tid != 0 && !park->canceled;
+
+		if (was_parked && (start(park) < 0 || announce(park) < 0))
+			raw(SYS_kill, getpid(), SIGKILL, 0, 0);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+static void watch_forks(void)
+{
+	pthread_atfork(before_fork, after_fork, in_child);
+}
+
+static void release(struct psc_park *park)
+{
+	psc_page_unmap(park->page);
+	free(park->insns);
+	if (park->channel >= 0)
+		close(park->channel);
+	munmap(park, sizeof(*park));
+}
+
+int psc_park(const struct psc_park_options *options, struct psc_park **ret_park)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	struct psc_park *park;
+	int r;
+
+	if (options->len == 0 || options->len > PSC_MAX_INSNS)
+		return -EINVAL;
+	pthread_once(&once, watch_forks);
+	park = mmap(NULL, sizeof(*park), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (park == MAP_FAILED)
+		return -errno;
+	park->channel = fcntl(options->channel, F_DUPFD_CLOEXEC, 3);
+	r = park->channel < 0 ? -errno : psc_page_map(options->fd, &park->page);
+	park->insns = malloc(options->len * sizeof(*park->insns));
+	if (r == 0 && !park->insns)
+		r = -ENOMEM;
+	if (r < 0) {
+		release(park);
+		return r;
+	}
+	memcpy(park->insns, options->insns, options->len * sizeof(*park->insns));
+	park->program = (struct sock_fprog){ (unsigned short)options->len, park->insns };
+	park->flags = options->flags | SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
+	park->no_new_privs = options->no_new_privs;
+	park->slot = options->slot;
+	pthread_mutex_lock(&lock);
+	r = start(park);
+	if (r == 0)
+		r = announce(park);
+	if (r == 0) {
+		park->next = parks;
+		parks = park;
+	}
+	pthread_mutex_unlock(&lock);
+	if (r < 0) {
+		psc_park_end(park);
+		return r;
+	}
+	*ret_park = park;
+	return 0;
+}
+
+/* It ends after the thread, whose end wakes one waiter: the helper. */
+static void wait_for_helper(struct psc_park *park)
+{
+	int32_t seen;
+
+	while ((seen = park->helper) != 0)
+		raw(SYS_futex, (long)&park->helper, FUTEX_WAIT, seen, 0);
+}
+
+enum psc_park_state psc_park_state(const struct psc_park *park)
+{
+	if (park->tried)
+		return PSC_PARK_APPLIED;
+	return park->tid != 0 && park->owner == getpid() ? PSC_PARK_WAITING : PSC_PARK_LOST;
+}
+
+int psc_park_result(const struct psc_park *park)
+{
+	return park->tried ? park->message.result : -EAGAIN;
+}
+
+void psc_park_end(struct psc_park *park)
+{
+	pthread_mutex_lock(&lock);
+	for (struct psc_park **at = &parks; *at; at = &(*at)->next)
+		if (*at == park) {
+			*at = park->next;
+			break;
+		}
+	pthread_mutex_unlock(&lock);
+	park->canceled = true;
+	raw(SYS_futex, (long)psc_page_bell(park->page), FUTEX_WAKE, INT32_MAX, 0);
+	wait_for_helper(park);
+	release(park);
+}

@@ -1,0 +1,283 @@
+"""Parked processes: a thread of the target waits with the filter in its hand, and the creator of the filter wakes it.
+
+The target does it itself (``Filter.recv(sock).attach(active=False)``), so nobody needs the right to trace it. What it parked is
+announced to the creator over a socket that went with the filter; that way comes the listener, too, which is never among the
+target's descriptors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import stat
+import struct
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from pyseccomp import _core, gate
+from pyseccomp.actions import ALLOW, LOG
+from pyseccomp.attach import Attachment, AttachmentState, AttachResult, ThreadOutcome, program_flags
+from pyseccomp.errors import AttachError, AttachTimeoutError, NotPermittedError, TargetGoneError, UnsupportedError
+from pyseccomp.query import State, TaskState, query
+
+if TYPE_CHECKING:
+    from pyseccomp.filter import Filter
+
+_MESSAGE: Final = struct.Struct("=8sIiQII")
+_MAGIC: Final = b"PSCPARK\0"
+_HELLO, _DONE, _GONE = 1, 2, 3
+_WAITING, _APPLIED, _LOST = range(3)
+_NEW_LISTENER = 1 << 3
+
+
+class Channel:
+    """The way between a filter's creator and those who park; the creator keeps one end, the other goes with the filter."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.ours.setblocking(False)
+
+    def close(self) -> None:
+        """Close both ends: who is parked stays so."""
+        self.ours.close()
+        self.theirs.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a target needs to park: its end of the channel, and its word."""
+
+    channel: int
+    slot: int
+
+    def close(self) -> None:
+        """Close the end."""
+        os.close(self.channel)
+
+
+def check_end(fd: int) -> None:
+    """Raise ValueError if fd is no end of a channel."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise ValueError("no socket")
+    with socket.socket(fileno=os.dup(fd)) as end:
+        if end.family != socket.AF_UNIX or end.type != socket.SOCK_SEQPACKET:
+            raise ValueError("another kind of socket")
+
+
+class ParkedHere(Attachment):
+    """This process, parked by itself. Made by ``attach(active=False)`` without a target.
+
+    A thread waits for the creator of the filter; it is in force as soon as that activates it, for every thread, and
+    nothing of it can be undone. Neither exec nor vfork carries it on; a fork() of the C library's (os.fork, multiprocessing)
+    parks the child, which is killed if that fails. ``result`` stays None: the kernel's truth is what :meth:`query` tells.
+
+    A thread more is in the process: calls that only a process of one thread may make (unshare of a user namespace) fail.
+    """
+
+    _park: _core.Park | None = None
+    _before: TaskState
+
+    def _begin(self) -> None:
+        filter, ticket = self._filter, self._filter._ticket
+        if ticket is None:
+            raise NotPermittedError(
+                errno.EPERM,
+                "park: the creator of this filter cannot be reached; get it by Filter.send() and recv(), or call accept_parked() "
+                "before the fork that inherits it",
+            )
+        program = filter.program
+        if program.simulate("exit").action not in (ALLOW, LOG):
+            raise UnsupportedError(
+                errno.EOPNOTSUPP, "park: the program does not let a thread end (exit), as the waiting one must; use mode='gate'"
+            )
+        self._before = query(os.getpid())
+        counts = {thread.filters for thread in self._before.threads if thread.alive}
+        if len(counts) > 1:
+            raise AttachError(
+                errno.ESRCH, f"park: threads of this process carry different filters ({counts}); the kernel would refuse all"
+            )
+        flags = program_flags(filter.log, filter.wait_killable and program.notifies)
+        flags |= _NEW_LISTENER if program.notifies else 0
+        mode = {False: 0, True: 1, "auto": -1}[self.no_new_privs]
+        self.mode = "park"
+        self._slot_parked = ticket.slot
+        try:
+            self._park = _core.Park(filter._memfd, ticket.channel, ticket.slot, bytes(program), flags, mode)
+        except OSError as error:
+            raise AttachError(error.errno or 0, f"park: {error.strerror}; nothing waits") from None
+
+    @property
+    def activated(self) -> bool:
+        """True once the kernel took the filter."""
+        return self._park is not None and self._park.state == _APPLIED and self._park.result == 0
+
+    def activate(self) -> None:
+        """Put the filter in force: for its creator only, who holds the word. Returns when it is in force."""
+        gate.write(self._filter, self._slot_parked, gate.ACTIVE, "activate what this process parked")
+        self._filter._page.ring()
+        deadline = time.monotonic() + self.timeout
+        while self._park is not None and self._park.state == _WAITING and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        if not self.activated:
+            raise AttachError(-(self._park.result if self._park else -errno.ECANCELED), "park: the kernel did not take the filter")
+
+    def _judge(self, task: TaskState) -> State:
+        if task.state == "dead":
+            return "dead"
+        if self._park is None or self._park.state == _LOST:
+            return "detached"
+        return "active" if self.activated else "inactive"
+
+    def close(self) -> None:
+        """Give it up, if it waits yet: the creator is told."""
+        if self._park is not None and self._pidfd >= 0:
+            self._park.end()
+        super().close()
+
+
+class Parked(Attachment):
+    """A process that parked itself, as the creator of the filter sees it; among ``filter.attachments``.
+
+    ``activate`` wakes it: one store, and a wake-up; no ptrace. Where several processes share a word (children of one that
+    parked, or that inherited the filter) it wakes them all.
+    """
+
+    lost = False
+    """True if its thread ended before: the process executed a program, ended, or gave up. Nothing is in force then."""
+
+    def __init__(self, filter: Filter, pidfd: int, token: int, slot: int, timeout: float = 5.0) -> None:
+        task = query(pidfd=pidfd)
+        super().__init__(filter, task.pid, pidfd, "all", "auto", timeout)
+        self.mode = "park"
+        self._token = token
+        self._word = slot
+        self._filters = {thread.tid: thread.filters for thread in task.threads}
+        self._error = 0
+        self._done = False
+
+    @property
+    def activated(self) -> bool:
+        """True once the kernel took the filter."""
+        self._filter._hear_parked()
+        return self.result is not None
+
+    def _begin(self) -> None:
+        raise AssertionError("it parks itself")
+
+    def activate(self) -> None:
+        """Wake it, and wait until the kernel has taken the filter.
+
+        Raises TargetGoneError: it executed a program or ended before. AttachTimeoutError: nothing came within ``timeout`` s; it
+        takes the filter as soon as it runs. AttachError: the kernel refused; ESRCH: a thread of it has other filters.
+        """
+        self._check_open("activate")
+        if self.activated:
+            return
+        if not self.lost:
+            gate.write(self._filter, self._word, gate.ACTIVE, f"activate parked process {self.pid}")
+            self._filter._page.ring()
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Wait for what became of it."""
+        deadline = time.monotonic() + self.timeout
+        while not self._done and not self.lost:
+            self._filter._hear_parked(max(0.0, deadline - time.monotonic()))
+            if time.monotonic() >= deadline and not self._done and not self.lost:
+                raise AttachTimeoutError(errno.ETIMEDOUT, f"parked process {self.pid}: nothing within {self.timeout} s; is it stopped?")
+        if self.lost:
+            raise TargetGoneError(errno.ESRCH, f"parked process {self.pid}: its thread ended before (exec, death, or given up)")
+        if self._error:
+            raise AttachError(self._error, f"parked process {self.pid}: the kernel refused: {os.strerror(self._error)}")
+
+    def _end(self, error: int, listener: int | None) -> bool:
+        """Take what its helper reports, if the kernel says so too; True if the listener was taken."""
+        self._done = True
+        task = query(pidfd=self._pidfd)
+        if not error and task.state != "dead" and self._bare(task):
+            error = -errno.EBADMSG
+        if not error and listener is not None:
+            try:
+                self._filter._listen((listener,))
+            except OSError as refused:
+                error = -(refused.errno or errno.EBADMSG)
+        self._error = -error
+        if error:
+            self._changed("inactive", f"what was parked is not in force: {os.strerror(-error)}")
+            return False
+        outcomes = tuple(ThreadOutcome(tid, n, n + 1 if n is not None else None) for tid, n in self._filters.items())
+        self._listeners = () if listener is None else (listener,)
+        self.result = AttachResult(outcomes, False, False, 0, 0)
+        self._changed("active", "activated: it was parked")
+        return True
+
+    def _bare(self, task: TaskState) -> bool:
+        """Whether a thread of it carries no more filters than when it parked."""
+        counts = [n for n in self._filters.values() if n is not None]
+        before = min(counts, default=0)
+        return any(t.alive and (t.seccomp != "filter" or (t.filters is not None and t.filters <= before)) for t in task.threads)
+
+    def _judge(self, task: TaskState) -> State:
+        if task.state == "dead":
+            return "dead"
+        if self.lost:
+            return "detached"
+        if self.result is None:
+            return "inactive"
+        return "detached" if self._bare(task) else "active"
+
+    def query(self) -> AttachmentState:
+        """Ask the kernel what is true of it, now."""
+        self._filter._hear_parked()
+        return super().query()
+
+    def close(self) -> None:
+        """Forget it; what waits goes on waiting for the filter's own word."""
+        super().close()
+
+
+def hear(filter: Filter, channel: Channel, timeout: float = 0.0) -> None:
+    """Take the messages that have come; wait for one if told."""
+    if timeout > 0:
+        select.select([channel.ours], [], [], timeout)
+    while True:
+        try:
+            data, fds, flags, _ = socket.recv_fds(channel.ours, _MESSAGE.size + 1, 8, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        try:
+            if len(data) == _MESSAGE.size and len(fds) <= 1 and not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+                _take(filter, data, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if not data:
+            return
+
+
+def _take(filter: Filter, data: bytes, fds: list[int]) -> None:
+    """Believe nothing: it comes from who may be hostile by now. fds that are kept leave the list."""
+    magic, kind, result, token, slot, _ = _MESSAGE.unpack(data)
+    if magic != _MAGIC:
+        return
+    known = next((a for a in filter._parked_ones() if a._token == token), None)
+    if kind == _HELLO and known is None and fds:
+        with contextlib.suppress(OSError, ValueError):
+            attachment = Parked(filter, fds[0], token, slot)
+            fds.pop()
+            filter._adopt_parked(attachment)
+    elif kind == _DONE and known is not None and not known._done:
+        if result == 0 and filter.program.notifies and not fds:
+            result = -errno.EBADMSG
+        if known._end(min(result, 0), fds[0] if fds and filter.program.notifies else None) and filter.program.notifies:
+            fds.pop()
+    elif kind == _GONE and known is not None and not known._done and not known.lost:
+        known.lost = True
+        known._changed("detached", "its parked thread ended: exec, death, or given up")
+
+
+Mode = Literal["auto", "inject", "gate", "park"]
