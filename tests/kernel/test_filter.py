@@ -243,12 +243,12 @@ def test_a_filter_is_made_of_a_policy_or_a_program_only(bad: object) -> None:
         ({"timeout": 0}, ValueError),
         ({"timeout": float("nan")}, ValueError),
         ({"on_deadline": "hope"}, ValueError),
-        ({"mode": "park"}, ps.UnsupportedError),
+        ({"mode": "park"}, ValueError),
         ({"tree": True}, ps.UnsupportedError),
         ({"cgroup": "/"}, ps.UnsupportedError),
         ({"deadline": 1.0}, ValueError),
         ({"activate_on": "exec"}, ps.UnsupportedError),
-        ({"active": False}, ps.UnsupportedError),
+        ({"active": False}, ps.NotPermittedError),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused_before_anything_is_done(
