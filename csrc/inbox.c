@@ -30,7 +30,6 @@
 #include "journal.h"
 
 #include <linux/futex.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -45,7 +44,6 @@
 #define FEED_SIZE 1024
 /* Tried again by the loop of psc_inbox_receive_as(). */
 #define AGAIN (-EAGAIN)
-#define EXPIRED (1 << 16) /* beside PSC_POLL_ */
 #define STOPPED_EARLY (1u << 31) /* while nobody stayed */
 
 enum {
@@ -151,8 +149,7 @@ static bool outdated(struct slot *slot, uint32_t epoch)
 	return (int32_t)(slot->epoch - epoch) < 0;
 }
 
-/* Make every receiver look again, and wait until it does. Async-signal-safe. */
-static int kick(struct psc_inbox *inbox)
+int psc_inbox_kick(struct psc_inbox *inbox)
 {
 	uint32_t epoch = atomic_fetch_add(&inbox->epoch, 1) + 1;
 	pid_t self = gettid(), process = getpid();
@@ -356,7 +353,7 @@ int psc_inbox_add(struct psc_inbox *inbox, int fd)
 	pthread_mutex_unlock(&inbox->lock);
 	if (r == 0)
 		/* Those in RECV on what was the only listener; late is no harm. */
-		(void)kick(inbox);
+		(void)psc_inbox_kick(inbox);
 	return r;
 }
 
@@ -383,7 +380,7 @@ int psc_inbox_reserve(struct psc_inbox *inbox, struct psc_event *ret_route)
 	}
 	pthread_mutex_unlock(&inbox->lock);
 	if (r == 0)
-		(void)kick(inbox);
+		(void)psc_inbox_kick(inbox);
 	return r;
 }
 
@@ -457,7 +454,7 @@ int psc_inbox_remove(struct psc_inbox *inbox, int fd)
 		take_out(inbox, (uint32_t)i);
 	pthread_mutex_unlock(&inbox->lock);
 	/* One that went by itself may still be looked at. */
-	r = kick(inbox);
+	r = psc_inbox_kick(inbox);
 	return i < 0 ? (int)i : r;
 }
 
@@ -575,15 +572,16 @@ int psc_inbox_stop(struct psc_inbox *inbox)
 	do
 		now = (was + (1ull << 32)) | ((uint32_t)was == 0 ? STOPPED_EARLY : 0);
 	while (!atomic_compare_exchange_weak(&inbox->stays, &was, now));
-	return kick(inbox);
+	return psc_inbox_kick(inbox);
 }
 
 /* ----------------------------------------------------------------- receive */
 
-/* How long to wait: see psc_inbox_receive() and, unless timer is -1, psc_inbox_linger(). */
+/* How long to wait: see psc_inbox_receive() and, if word is there, psc_inbox_receive_unless(). */
 struct until {
 	int64_t deadline;
-	int timer;
+	const _Atomic uint32_t *word;
+	uint32_t value;
 };
 
 /* After RECV said -ENOENT: drop the listener if no task is left. */
@@ -623,63 +621,36 @@ static int take_polled(struct psc_inbox *inbox, uint32_t index, int bits, struct
 	return AGAIN;
 }
 
-/* Wait for fd or the timer; as psc_notify_poll(). */
-static int poll_or_timer(int fd, int timer)
-{
-	struct pollfd p[] = { { .fd = fd, .events = POLLIN }, { .fd = timer, .events = POLLIN } };
-
-	if (poll(p, 2, -1) < 0)
-		return -errno;
-	if ((p[0].revents | p[1].revents) & POLLNVAL)
-		return -EBADF;
-	return (p[0].revents & POLLIN ? PSC_POLL_PENDING : 0) | (p[0].revents & (POLLHUP | POLLERR) ? PSC_POLL_GONE : 0) |
-	       (p[1].revents ? EXPIRED : 0);
-}
-
-static int wait_single(struct psc_inbox *inbox, uint32_t index, struct until until, struct psc_event *event)
+static int wait_single(struct psc_inbox *inbox, uint32_t index, int64_t deadline, struct psc_event *event)
 {
 	uint64_t key = inbox->keys[index];
-	int r, expired;
+	int r;
 
 	if (key == 0)
 		return AGAIN;
-	r = until.timer >= 0 ? poll_or_timer(key_fd(key), until.timer) : psc_notify_poll(key_fd(key), until.deadline);
-	if (r < 0)
-		return r;
-	expired = r & EXPIRED;
-	if ((r & ~EXPIRED) == 0)
+	r = psc_notify_poll(key_fd(key), deadline);
+	if (r == 0)
 		return -ETIMEDOUT;
-	r = take_polled(inbox, index, r, event);
-	return r == 0 ? expired != 0 : r;
+	return r < 0 ? r : take_polled(inbox, index, r, event);
 }
 
-static int wait_many(struct psc_inbox *inbox, struct until until, struct psc_event *event)
+static int wait_many(struct psc_inbox *inbox, int64_t deadline, struct psc_event *event)
 {
+	int64_t left = deadline <= 0 ? 0 : deadline - now_ns();
 	struct timespec timeout = {};
 	struct epoll_event e;
-	int64_t left;
-	int r, expired = 0;
+	int r;
 
-	if (until.timer >= 0) {
-		r = poll_or_timer(inbox->epoll, until.timer);
-		if (r < 0)
-			return r;
-		expired = r & EXPIRED;
-		until.deadline = 0;
-	}
-	left = until.deadline <= 0 ? 0 : until.deadline - now_ns();
 	if (left > 0)
 		timeout = (struct timespec){ left / 1000000000, left % 1000000000 };
-	r = epoll_pwait2(inbox->epoll, &e, 1, until.deadline < 0 ? NULL : &timeout, NULL);
+	r = epoll_pwait2(inbox->epoll, &e, 1, deadline < 0 ? NULL : &timeout, NULL);
 	if (r < 0)
 		return -errno;
 	if (r == 0)
 		return -ETIMEDOUT;
 	if (e.data.u32 == FED)
-		r = take_fed(inbox, event);
-	else
-		r = take_polled(inbox, e.data.u32, e.events & EPOLLIN ? PSC_POLL_PENDING : PSC_POLL_GONE, event);
-	return r == 0 ? expired != 0 : r;
+		return take_fed(inbox, event);
+	return take_polled(inbox, e.data.u32, e.events & EPOLLIN ? PSC_POLL_PENDING : PSC_POLL_GONE, event);
 }
 
 /* What the journal's last owner had received, if the listener is in here. */
@@ -712,7 +683,7 @@ int psc_inbox_keep_journal(struct psc_inbox *inbox, struct psc_journal *journal)
 
 	if (!atomic_compare_exchange_strong(&inbox->journal, &none, journal))
 		return -EEXIST;
-	return kick(inbox);
+	return psc_inbox_kick(inbox);
 }
 
 struct psc_journal *psc_inbox_journal(struct psc_inbox *inbox)
@@ -724,24 +695,26 @@ static int receive_once(struct psc_inbox *inbox, struct until until, struct psc_
 {
 	struct psc_journal *journal = inbox->journal;
 	uint32_t single = inbox->single;
-	bool alone = single == NONE || until.deadline >= 0 || until.timer >= 0 || !inbox->ends_itself;
+	bool alone = single == NONE || until.deadline >= 0 || !inbox->ends_itself;
 	uint64_t key;
 	int r;
 
 	if (stops(inbox->stays) != event->ticket)
 		return -ECANCELED;
+	if (until.word && *until.word == until.value)
+		return -ETIMEDOUT;
 	if (inbox->live == 0)
 		return inbox->serial ? -ESHUTDOWN : -ENOTCONN;
 	if (psc_journal_waits(journal))
 		return take_orphan(inbox, journal, event);
-	r = turn_take(inbox, alone, until.timer >= 0 ? 0 : until.deadline);
+	r = turn_take(inbox, alone, until.word ? 0 : until.deadline);
 	if (r < 0)
 		return r;
 	if (single == NONE) {
 		/* All but one may have gone while waiting for the turn. */
-		r = inbox->live == 0 ? AGAIN : wait_many(inbox, until, event);
+		r = inbox->live == 0 ? AGAIN : wait_many(inbox, until.deadline, event);
 	} else if (alone) {
-		r = wait_single(inbox, single, until, event);
+		r = wait_single(inbox, single, until.deadline, event);
 	} else {
 		key = inbox->keys[single];
 		r = key ? take(inbox, single, key, event) : AGAIN;
@@ -767,12 +740,13 @@ static int receive_until(struct psc_inbox *inbox, pid_t tid, struct until until,
 
 int psc_inbox_receive_as(struct psc_inbox *inbox, pid_t tid, int64_t deadline, struct psc_event *event)
 {
-	return receive_until(inbox, tid, (struct until){ deadline, -1 }, event);
+	return receive_until(inbox, tid, (struct until){ .deadline = deadline }, event);
 }
 
-int psc_inbox_linger(struct psc_inbox *inbox, int timer, struct psc_event *event)
+int psc_inbox_receive_unless(struct psc_inbox *inbox, const _Atomic uint32_t *word, uint32_t value,
+			     struct psc_event *event)
 {
-	return receive_until(inbox, psc_tid(), (struct until){ -1, timer }, event);
+	return receive_until(inbox, psc_tid(), (struct until){ -1, word, value }, event);
 }
 
 bool psc_stretch_begin(struct psc_inbox *inbox, pid_t tid, const struct psc_event *event,

@@ -16,6 +16,14 @@ pid_t psc_tid(void);
 PSC_MUST_CHECK int psc_slot_enter(struct psc_inbox *inbox, pid_t tid);
 void psc_slot_leave(struct psc_inbox *inbox, int slot);
 
+/* Make every receiver look again, and wait until it does. Async-signal-safe. */
+int psc_inbox_kick(struct psc_inbox *inbox);
+
+/* psc_inbox_receive() without a deadline, -ETIMEDOUT when *word is value, also where
+ * another thread polls. Who changes the word calls psc_inbox_kick(). */
+PSC_MUST_CHECK int psc_inbox_receive_unless(struct psc_inbox *inbox, const _Atomic uint32_t *word, uint32_t value,
+					    struct psc_event *event);
+
 /* A receiver that stays inside while it answers and receives from the only listener,
  * as long as nobody changes anything: see the head of inbox.c. */
 struct psc_stretch {

@@ -634,11 +634,18 @@ int psc_inbox_stop(struct psc_inbox *inbox);
  * block past a deadline if another took what poll saw. */
 PSC_MUST_CHECK int psc_inbox_receive(struct psc_inbox *inbox, int64_t deadline, struct psc_event *event);
 
-/* psc_inbox_receive() until the timer, a timerfd, expires: for whoever shall wait only
- * a little, again and again, since a timer that is set for each wait costs more than
- * the notification. 1: the event, and the timer has expired. -ETIMEDOUT: it has, and
- * nothing is pending; or another thread receives with a deadline. */
-PSC_MUST_CHECK int psc_inbox_linger(struct psc_inbox *inbox, int timer, struct psc_event *event);
+/* Turns: to receive without a time-out but, a thread of the core sees to that, not for
+ * longer than ns after psc_turn_begin(). For one receiver in an event loop. The inbox
+ * must outlive it. free ends the thread; it may be called in a child made by fork(). */
+struct psc_turn;
+
+PSC_MUST_CHECK int psc_turn_new(struct psc_inbox *inbox, int64_t ns, struct psc_turn **ret_turn);
+void psc_turn_free(struct psc_turn *turn);
+void psc_turn_begin(struct psc_turn *turn);
+
+/* psc_inbox_receive() within the turn. 1: the event, and the turn is over. -ETIMEDOUT:
+ * it is over, or other threads receive with a deadline. */
+PSC_MUST_CHECK int psc_turn_receive(struct psc_turn *turn, struct psc_event *event);
 
 struct psc_stats;
 

@@ -407,31 +407,42 @@ static int receive_stretch(struct psc_inbox *inbox, const struct psc_stretch *st
 	return 0;
 }
 
-/* Answer without leaving the inbox between. -EAGAIN: what comes next is to be
- * received otherwise. */
+/* Answer without leaving the inbox between, first what is due. -EAGAIN: what comes
+ * next is to be received otherwise. */
 static int serve_stretch(struct psc_inbox *inbox, const struct psc_table *table, struct psc_stats *stats, pid_t tid,
 			 struct psc_event *event)
 {
 	struct psc_stretch stretch;
+	bool due = event->due;
 	int r = -EAGAIN;
 
 	if (!psc_stretch_begin(inbox, tid, event, &stretch))
 		return r;
-	event->listener = stretch.listener;
-	event->key = stretch.key;
-	event->slot = 0;
-	while (psc_stretch_goes_on(&stretch)) {
+	if (due && event->key != stretch.key)
+		goto out;
+	if (!due) {
+		event->listener = stretch.listener;
+		event->key = stretch.key;
+		event->slot = 0;
+	}
+	for (;; due = true) {
+		if (due) {
+			event->due = false;
+			r = send(stretch.journal, event, &event->answer, stats);
+			if (!goes_on(r))
+				break;
+			r = -EAGAIN;
+			if (!psc_stretch_goes_on(&stretch))
+				break;
+		}
 		r = receive_stretch(inbox, &stretch, event);
 		if (r < 0)
 			break;
 		r = decide(event, table);
 		if (r == 1)
 			break;
-		r = send(stretch.journal, event, &event->answer, stats);
-		if (!goes_on(r))
-			break;
-		r = -EAGAIN;
 	}
+out:
 	psc_stretch_end(inbox, &stretch);
 	return r;
 }
@@ -442,23 +453,23 @@ int psc_serve(struct psc_inbox *inbox, const struct psc_table *table, struct psc
 	pid_t tid = psc_tid();
 	int r;
 
-	if (event->due) {
-		event->due = false;
-		r = answer_as(inbox, tid, event, &event->answer, stats);
-		if (!goes_on(r))
-			return r;
-	}
+	if (event->due && !sound(&event->answer))
+		return -EINVAL;
 	for (;;) {
 		r = serve_stretch(inbox, table, stats, tid, event);
 		if (r != -EAGAIN)
 			return r;
+		if (event->due) {
+			event->due = false;
+			r = answer_as(inbox, tid, event, &event->answer, stats);
+			if (!goes_on(r))
+				return r;
+		}
 		r = psc_inbox_receive_as(inbox, tid, -1, event);
 		if (r < 0)
 			return r;
 		if (decide(event, table))
 			return 1;
-		r = answer_as(inbox, tid, event, &event->answer, stats);
-		if (!goes_on(r))
-			return r;
+		event->due = true;
 	}
 }

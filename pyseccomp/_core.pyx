@@ -6,11 +6,11 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno, PyErr_SetObject, PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport Py_REFCNT
 from libc.errno cimport EINPROGRESS, EINTR, EINVAL, ENOENT, EOPNOTSUPP, EPERM, ESHUTDOWN, ETIMEDOUT
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, itimerspec, timespec
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from pyseccomp cimport cpsc
 from pyseccomp.cpsc cimport ECANCELED
@@ -857,15 +857,15 @@ cdef class Inbox:
         event.stats = stats
         return event
 
-    cdef int _wait(self, int64_t deadline, int timer, cpsc.psc_event *event) except? -1:
-        """psc_inbox_receive(), or with a timer psc_inbox_linger()."""
+    cdef int _wait(self, int64_t deadline, cpsc.psc_turn *turn, cpsc.psc_event *event) except? -1:
+        """psc_inbox_receive(), or psc_turn_receive() unless turn is NULL."""
         cdef int r
         while True:
             with nogil:
-                if timer < 0:
+                if turn == NULL:
                     r = cpsc.psc_inbox_receive(self.inbox, deadline, event)
                 else:
-                    r = cpsc.psc_inbox_linger(self.inbox, timer, event)
+                    r = cpsc.psc_turn_receive(turn, event)
             if r != -EINTR:
                 return r
             PyErr_CheckSignals()
@@ -875,7 +875,7 @@ cdef class Inbox:
         cdef int r
         cpsc.psc_inbox_begin(self.inbox, &event.event)
         try:
-            r = self._wait(_deadline(timeout_ns), -1, &event.event)
+            r = self._wait(_deadline(timeout_ns), NULL, &event.event)
         finally:
             cpsc.psc_inbox_end(self.inbox)
         if r == -ETIMEDOUT:
@@ -963,11 +963,9 @@ cdef class Stay:
             self.spare = event
 
     cdef Event _make(self):
-        cdef Event event
-        if self.older_spare is not None and Py_REFCNT(self.older_spare) == 1:
-            event = self.older_spare
-            self.older_spare = None
-        else:
+        cdef Event event = self.older_spare
+        self.older_spare = None
+        if event is None or Py_REFCNT(event) != 1:
             event = self.inbox._make(self.inbox.stats)
             event.event.ticket = self.stay.ticket
         return event
@@ -985,25 +983,25 @@ cdef class Stay:
         return self
 
     def __next__(self):
-        return self._next(-1, -1, NULL)
+        return self._next(-1, NULL, NULL)
 
     def receive(self, int64_t timeout_ns) -> Event | None:
         """Wait as Inbox.receive() does; StopIteration ends it."""
-        return self._next(_deadline(timeout_ns), -1, NULL)
+        return self._next(_deadline(timeout_ns), NULL, NULL)
 
-    cdef Event _next(self, int64_t deadline, int timer, bint *ret_expired):
+    cdef Event _next(self, int64_t deadline, cpsc.psc_turn *turn, bint *ret_over):
         """The next event; None when none came in time."""
         cdef Event event
         cdef int r
         if not self.open:
             raise StopIteration
         event = self._make()
-        r = self.inbox._wait(deadline, timer, &event.event)
+        r = self.inbox._wait(deadline, turn, &event.event)
         if r >= 0:
             event.open = True
             event.stay = self
-            if ret_expired != NULL:
-                ret_expired[0] = r == 1
+            if ret_over != NULL:
+                ret_over[0] = r == 1
             return event
         if r == -ETIMEDOUT:
             return None
@@ -1034,29 +1032,31 @@ cdef class AsyncStay:
     """The part of an asynchronous iteration that needs no event loop: what comes within the turn of the iteration.
 
     A target that was just answered mostly calls again within microseconds, less than a turn of the event loop takes. So
-    the next notification is waited for on the spot, without the GIL, until a timer ends the turn. Where that was in
-    vain it is not tried for the next 1, 3, 7, ... 63 notifications. A subclass has _wait(turn_is_over), a coroutine.
+    the next notification is waited for on the spot, without the GIL, until the turn is over. Where that was in vain it
+    is not tried for the next 1, 3, 7, ... 63 notifications. A subclass has _wait(turn_is_over), a coroutine.
     """
 
     cdef readonly Stay stay
     cdef Ready ready
-    cdef readonly int timer
-    cdef bint turn, expired
+    cdef cpsc.psc_turn *turn
+    cdef bint on, over
     cdef int skip, vain
 
     def __cinit__(self, Inbox inbox not None, receiver):
-        self.timer = -1
         self.stay = inbox.stay()
+
+    def __dealloc__(self):
+        cpsc.psc_turn_free(self.turn)
 
     def __aiter__(self):
         return self
 
     def __anext__(self):
         cdef Event event = None
-        cdef bint over = self.expired
-        if self.turn and not over:
+        cdef bint over = self.over
+        if self.on and not over:
             try:
-                event = self.stay._next(-1, self.timer, &self.expired)
+                event = self.stay._next(-1, self.turn, &self.over)
             except StopIteration:
                 pass  # _wait() finds the same
             if event is not None:
@@ -1064,38 +1064,35 @@ cdef class AsyncStay:
                 return self._now(event)
             self.vain = min(2 * self.vain + 1, 63)
             self.skip = self.vain
-        self.turn = self.expired = False
+        self.on = self.over = False
         return self._wait(over)
 
     cdef Ready _now(self, Event event):
         cdef Ready ready = self.ready
-        if ready is None or Py_REFCNT(ready) > 2:
-            ready = self.ready = Ready()
+        self.ready = None
+        if ready is None or Py_REFCNT(ready) != 1:
+            ready = Ready()
         ready.result = event
+        self.ready = ready
         return ready
 
     def _begin_turn(self, int64_t ns) -> None:
         """From now on, until ns have gone by, wait on the spot; unless that is skipped."""
-        cdef itimerspec turn
         if self.skip > 0:
             self.skip -= 1
             return
-        if self.timer < 0:
-            self.timer = cpsc.timerfd_create(CLOCK_MONOTONIC, cpsc.TFD_CLOEXEC)
-            if self.timer < 0:
-                PyErr_SetFromErrno(OSError)
-        memset(&turn, 0, sizeof(turn))
-        turn.it_value.tv_nsec = ns
-        if cpsc.timerfd_settime(self.timer, 0, &turn, NULL) < 0:
-            PyErr_SetFromErrno(OSError)
-        self.turn = True
+        if self.turn == NULL:
+            _check(cpsc.psc_turn_new(self.stay.inbox.inbox, ns, &self.turn), "start a thread that ends turns")
+        cpsc.psc_turn_begin(self.turn)
+        self.on = True
 
     def _end(self) -> None:
-        self.turn = False
+        cdef cpsc.psc_turn *turn = self.turn
+        self.on = False
         self.stay.close()
-        if self.timer >= 0:
-            timer, self.timer = self.timer, -1
-            os.close(timer)
+        self.turn = NULL
+        with nogil:
+            cpsc.psc_turn_free(turn)
 # ------------------------------------------------------------------ guardian
 
 cdef class Journal:

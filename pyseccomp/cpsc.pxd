@@ -1,7 +1,6 @@
 # Declarations of psc.h, one for one; nothing else declares C of ours.
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from posix.time cimport itimerspec
 
 cdef extern from "psc.h" nogil:
     cdef struct sock_filter:
@@ -253,7 +252,12 @@ cdef extern from "psc.h" nogil:
     uint32_t psc_inbox_stays(psc_inbox *inbox)
     int psc_inbox_stop(psc_inbox *inbox)
     int psc_inbox_receive(psc_inbox *inbox, int64_t deadline, psc_event *event)
-    int psc_inbox_linger(psc_inbox *inbox, int timer, psc_event *event)
+    cdef struct psc_turn:
+        pass
+    int psc_turn_new(psc_inbox *inbox, int64_t ns, psc_turn **ret_turn)
+    void psc_turn_free(psc_turn *turn)
+    void psc_turn_begin(psc_turn *turn)
+    int psc_turn_receive(psc_turn *turn, psc_event *event)
     int psc_event_answer(psc_inbox *inbox, psc_event *event, const psc_answer *answer, psc_stats *stats)
     int psc_event_valid(psc_inbox *inbox, const psc_event *event)
     int psc_event_addfd(psc_inbox *inbox, psc_event *event, int source, int at, unsigned int flags,
@@ -381,8 +385,3 @@ cdef extern from "errno.h" nogil:
         int signal
         int64_t value
     int psc_feature_probe(psc_feature feature, psc_probe *ret_probe)
-
-cdef extern from "<sys/timerfd.h>" nogil:
-    enum: TFD_CLOEXEC
-    int timerfd_create(int clock, int flags)
-    int timerfd_settime(int fd, int flags, const itimerspec *new, itimerspec *old)

@@ -15,7 +15,7 @@ from pyseccomp.responder import Responder
 
 _READ_LIMIT = 1 << 20
 _NS = 1_000_000_000
-_TURN_NS = 200_000
+_TURN_NS = 1000_000
 
 
 class _HasFileno(Protocol):
@@ -161,7 +161,7 @@ class Receiver:
         with them. That is the back-pressure.
 
         While targets call again at once, their calls are waited for on the spot: other work of the loop gets its turn
-        after a fifth of a millisecond.
+        after a millisecond.
         """
         return _AsyncStay(self._inbox, self)
 
