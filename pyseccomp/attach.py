@@ -34,6 +34,7 @@ from pyseccomp.query import HasPid, State, TaskState, query
 
 if TYPE_CHECKING:
     from pyseccomp.filter import Filter
+    from pyseccomp.triggers import Watch
 
 Target = int | HasPid
 
@@ -122,6 +123,7 @@ class Attachment(Owned):
         self._ward: int | None = None
         self._guardian_injects = False
         self._acted = threading.Event()
+        self._watch: Watch | None = None
 
     @property
     def filter(self) -> Filter:
@@ -186,6 +188,21 @@ class Attachment(Owned):
         if self._guardian_injects:
             self._activate_through_guardian()
         self._changed("active", "activated")
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the event of ``activate_on=`` has come and the filter is in force.
+
+        Raises AttachTimeoutError; TargetGoneError: the target ended before; what kept it from being activated.
+        """
+        if self._watch is None:
+            raise AttachError(errno.EINVAL, f"wait for the attachment to {self.pid}: it was given no event to wait for")
+        self._watch.thread.join(timeout)
+        if self._watch.thread.is_alive():
+            raise AttachTimeoutError(errno.ETIMEDOUT, f"attachment to {self.pid}: its event did not come within {timeout} s")
+        if self._watch.error is not None:
+            raise self._watch.error
+        if not self.activated:
+            raise TargetGoneError(errno.ESRCH, f"attachment to {self.pid}: the process ended, or it was closed, before its event")
 
     def _adopt(self, result: AttachResult, listeners: tuple[int, ...]) -> None:
         self._listeners = listeners
@@ -359,6 +376,8 @@ class Attachment(Owned):
             pidfd, self._pidfd = self._pidfd, -1
             listeners, self._listeners = self._listeners, ()
             ward, self._ward = self._ward, None
+        if self._watch is not None:
+            self._watch.stop()
         self._filter._forget(self, listeners, ward)
         if self._slot and self._filter._page.writable:
             self._filter._page.set(self._slot, gate.NONE)
@@ -372,7 +391,7 @@ class Attachment(Owned):
 
 def leave_block(attachments: list[Attachment], value: BaseException | None) -> None:
     """See to it that no attachment leaves a ``with`` block inactive unnoticed."""
-    # One with a trigger of its own is not to be hurried, and a gate without its listener denies by itself (ENOSYS).
+    # One with a trigger in the core is not to be hurried, and a gate without its listener denies by itself (ENOSYS).
     kinds = [a for a in attachments if (type(a) is Attachment and a.mode != "gate") or (a.mode == "park" and a.pid != os.getpid())]
     plain = [a for a in kinds if not a.closed and not a.activated]
     left = [a for a in plain if a.query().state not in ("dead", "detached")]

@@ -39,6 +39,7 @@ from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.query import State
 from pyseccomp.responder import Answer
+from pyseccomp.triggers import Event, TriggeredAttachment, Watch, is_event
 
 _LOG = 1
 _WAIT_KILLABLE = 2
@@ -309,7 +310,7 @@ class Filter(Owned, Receiver):
         cgroup: str | os.PathLike[str] | None = None,
         threads: Literal["all", "one"] = "all",
         no_new_privs: bool | Literal["auto"] = "auto",
-        activate_on: str | None = None,
+        activate_on: str | Event | None = None,
         deadline: float | None = None,
         on_deadline: Literal["activate", "kill"] = "activate",
         timeout: float = 5.0,
@@ -333,7 +334,11 @@ class Filter(Owned, Receiver):
         all tasks under it and those that they fork and exec; :meth:`Attachment.pause` turns it back. A kill is SIGKILL to
         the whole process. A gate survives its target's exec, not its manager: then gated calls fail with ENOSYS.
         activate_on names a system call, by which a gate becomes active: it is let run, and every gated call that is
-        received after that gets the policy's answer. mode="auto" is "gate" if activate_on is given, else "inject".
+        received after that gets the policy's answer. mode="auto" is "gate" if activate_on names a call, else "inject".
+
+        activate_on may also be something that happens here: seconds from now, an object with fileno() that becomes readable, or a
+        function, called in a thread, that returns (or raises). Then it is activated, whatever the mode; :meth:`Attachment.wait`
+        waits for it. These end with this process: give a ``deadline`` too if it must come into force without it.
 
         active=False without a target parks this process (mode="park"): it received the filter from its creator, or inherited it,
         and a thread waits until that activates it; see :mod:`pyseccomp.park`.
@@ -357,7 +362,39 @@ class Filter(Owned, Receiver):
 
         Source: seccomp(2), ptrace(2), pidfd_getfd(2).
         """
+        event: Event | None = None
+        if activate_on is not None and not isinstance(activate_on, str):
+            if not is_event(activate_on):
+                raise UnsupportedError(
+                    errno.EOPNOTSUPP,
+                    f"attach: activate_on={activate_on!r}: it is 'exec', a system call's name, seconds, an object with fileno(), "
+                    "or a function",
+                )
+            if not active:
+                raise ValueError("attach: activate_on= says when it becomes active; leave active=False out")
+            event, active, activate_on = activate_on, False, None
         check_options(mode, tree, cgroup, threads, no_new_privs, activate_on, deadline, on_deadline, timeout)
+        attachment = self._attach(
+            target, pidfd, active, mode, threads, no_new_privs, activate_on, deadline, on_deadline, timeout, on_supervisor_death
+        )
+        if event is not None:
+            attachment._watch = Watch(attachment, event)
+        return attachment
+
+    def _attach(
+        self,
+        target: Target | None,
+        pidfd: int | None,
+        active: bool,
+        mode: park.Mode,
+        threads: Literal["all", "one"],
+        no_new_privs: bool | Literal["auto"],
+        activate_on: str | None,
+        deadline: float | None,
+        on_deadline: Literal["activate", "kill"],
+        timeout: float,
+        on_supervisor_death: Answer | Literal["allow", "kill"] | None,
+    ) -> Attachment:
         answer = death_answer(on_supervisor_death)
         if deadline is not None and active:
             raise ValueError("attach: deadline= goes with active=False")
@@ -379,7 +416,7 @@ class Filter(Owned, Receiver):
         pid, fd = open_target(target, pidfd)
         if mode == "park" or (mode == "auto" and not active and pid == os.getpid()):
             return self._attach_parked(pid, fd, active, threads, no_new_privs, timeout)
-        kind = Attachment if activate_on is None else _triggered()
+        kind = Attachment if activate_on is None else TriggeredAttachment
         try:
             attachment = kind(self, pid, fd, threads, no_new_privs, timeout)
         except BaseException:
@@ -640,12 +677,6 @@ class Filter(Owned, Receiver):
 def _dup(fd: int) -> int:
     """Duplicate a descriptor, CLOEXEC, above the standard three."""
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-
-
-def _triggered() -> type[Attachment]:
-    from pyseccomp.triggers import TriggeredAttachment
-
-    return TriggeredAttachment
 
 
 def _call(method: weakref.WeakMethod[Callable[..., None]], *args: Any) -> None:

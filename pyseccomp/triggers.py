@@ -1,11 +1,14 @@
-"""Attach when something happens: so far, when a process executes another program."""
+"""Attach when something happens: a process executes another program, a time comes, a descriptor is readable, a function returns."""
 
 from __future__ import annotations
 
 import errno
 import os
+import select
 import threading
-from typing import TYPE_CHECKING, Literal
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard, runtime_checkable
 
 from pyseccomp import _core
 from pyseccomp.attach import Attachment, Raw, arm, installed
@@ -104,6 +107,83 @@ class TriggeredAttachment(Attachment):
         """Put the filter in force now, without waiting for an exec. A no-op when it is in force."""
         self.disarm()
         super().activate()
+
+
+class Watch:
+    """Activates an attachment when something happens in this process; a thread that sleeps until then.
+
+    ``event`` is seconds (from now), an object with fileno() that becomes readable, or a function that returns. One that raises
+    activates too: what was to come may never, and inactive must not mean forgotten.
+    """
+
+    def __init__(self, attachment: Attachment, event: Event) -> None:
+        self._attachment = weakref.ref(attachment)
+        self._fd = os.dup(event.fileno()) if isinstance(event, _HasFileno) else -1
+        self._seconds = float(event) if isinstance(event, (int, float)) else None
+        self._function = event if callable(event) and self._fd < 0 else None
+        self._stopped, self._stop = os.pipe2(os.O_CLOEXEC)
+        self._pidfd = os.dup(attachment.pidfd)
+        self.error: Exception | None = None
+        """Why it could not be activated, or what the function raised."""
+        self.thread = threading.Thread(target=self._run, name=f"pyseccomp watch {attachment.pid}", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            if self._function is not None:
+                try:
+                    self._function()
+                except Exception as error:
+                    self.error = error
+            elif not self._happens():
+                return
+            attachment = self._attachment()
+            if attachment is not None and not attachment.closed:
+                attachment.activate()
+        except Exception as error:
+            self.error = error
+            attachment = self._attachment()
+            if attachment is not None:
+                attachment._changed("inactive", f"its event came, but it could not be activated: {error}")
+        finally:
+            for fd in (self._fd, self._stopped, self._pidfd):
+                if fd >= 0:
+                    os.close(fd)
+
+    def _happens(self) -> bool:
+        """Wait; False if it was closed, or its target ended, before."""
+        poll = select.poll()
+        for fd in (self._stopped, self._pidfd, self._fd):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(None if self._seconds is None else max(0, self._seconds * 1000))}
+        return not ready & {self._stopped, self._pidfd}
+
+    def stop(self) -> None:
+        """End it, if it waits; a function goes on, without effect."""
+        if self._stop >= 0:
+            os.close(self._stop)
+            self._stop = -1
+
+
+@runtime_checkable
+class _HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+Event = float | _HasFileno | Callable[[], object]
+
+
+def is_event(activate_on: object) -> TypeGuard[Event]:
+    """Whether activate_on is something that happens here, and not a name.
+
+    Raises ValueError for a time that is none.
+    """
+    if isinstance(activate_on, (int, float)) and not isinstance(activate_on, bool):
+        if not 0 <= activate_on <= 1e9:
+            raise ValueError(f"attach: activate_on={activate_on!r}: a time is 0 to 1e9 seconds from now")
+        return True
+    return isinstance(activate_on, _HasFileno) or callable(activate_on)
 
 
 class Spawn:

@@ -291,7 +291,7 @@ def test_a_program_that_denies_nothing_has_nothing_to_gate(action: int) -> None:
         ("lisen", {}, ps.UnknownSyscallError),
         ("socketcall", {}, ps.UnknownSyscallError),
         ("listen", {"mode": "inject"}, ValueError),
-        (7, {}, ps.UnsupportedError),
+        (b"7", {}, ps.UnsupportedError),
     ],
 )
 def test_a_trigger_that_can_never_fire_is_refused(trigger: Any, options: dict[str, Any], kind: type[Exception]) -> None:
