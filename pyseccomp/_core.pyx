@@ -1221,6 +1221,11 @@ cdef class Page:
     def ring(self) -> None:
         cpsc.psc_page_ring(self.page)
 
+    def set_and_ring(self, unsigned int slot, int state) -> None:
+        r = cpsc.psc_page_set(self.page, slot, <cpsc.psc_gate_state>state)
+        cpsc.psc_page_ring(self.page)
+        _os_check(r)
+
 
 cdef class Park:
     """A thread of this process that waits for a filter's word."""

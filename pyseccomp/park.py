@@ -175,11 +175,11 @@ class Parked(Attachment):
         takes the filter as soon as it runs. AttachError: the kernel refused; ESRCH: a thread of it has other filters.
         """
         self._check_open("activate")
-        if self.activated:
+        if self.result is not None:
             return
-        if not self.lost:
-            gate.write(self._filter, self._word, gate.ACTIVE, f"activate parked process {self.pid}")
-            self._filter._page.ring()
+        # First of all; whether it lives yet is asked afterwards.
+        if self._filter._page.writable:
+            self._filter._page.set_and_ring(self._word, gate.ACTIVE)
         self._confirm()
 
     def _confirm(self) -> None:
