@@ -188,7 +188,7 @@ int psc_policy_add_number(struct psc_policy *policy, uint32_t action, enum psc_a
 {
 	if ((unsigned int)arch >= PSC_ARCH_COUNT)
 		return -EINVAL;
-	if (psc_arch_token(arch) == psc_arch_token(PSC_ARCH_X86_64) &&
+	if (psc_arch_token(arch) == psc_arch_token(PSC_ARCH_X86_64) && !(nr == UINT32_MAX && arch == PSC_ARCH_X86_64) &&
 	    (nr > INT32_MAX || !(nr & PSC_X32_BIT) != (arch == PSC_ARCH_X86_64)))
 		return -EINVAL;
 	return append_rule(policy, (struct rule){ .action = action, .id = -1, .arch = (int32_t)arch, .nr = nr }, terms, count);
@@ -518,8 +518,10 @@ static uint32_t lay_all(struct psc_policy *policy, struct dd *dd, enum psc_arch 
 	return node;
 }
 
-/* Push the edges of one ABI's numbers, from first on. */
-static int push_numbers(struct psc_policy *policy, struct dd *dd, size_t mark, enum psc_arch arch, uint32_t first)
+/* Push the edges of one ABI's numbers, from first on; with ret_skipped what is decided
+ * for number -1 goes there. */
+static int push_numbers(struct psc_policy *policy, struct dd *dd, size_t mark, enum psc_arch arch, uint32_t first,
+			uint32_t *ret_skipped)
 {
 	uint32_t fallback = psc_dd_leaf(dd, policy->default_action);
 	size_t count, i = 0;
@@ -533,12 +535,17 @@ static int push_numbers(struct psc_policy *policy, struct dd *dd, size_t mark, e
 	sort_entries(policy, entries, entries + count, count);
 	psc_dd_push(dd, mark, first, fallback);
 	while (i < count) {
-		uint32_t nr = entries[i].nr;
+		uint32_t nr = entries[i].nr, node;
 		size_t from = i;
 
 		while (i < count && entries[i].nr == nr)
 			i++;
-		psc_dd_push(dd, mark, nr, lay_all(policy, dd, arch, &entries[from], i - from, fallback));
+		node = lay_all(policy, dd, arch, &entries[from], i - from, fallback);
+		if (ret_skipped && nr == UINT32_MAX) {
+			*ret_skipped = node;
+			break;
+		}
+		psc_dd_push(dd, mark, nr, node);
 		if (nr < UINT32_MAX && (i == count || entries[i].nr != nr + 1))
 			psc_dd_push(dd, mark, nr + 1, fallback);
 	}
@@ -546,23 +553,24 @@ static int push_numbers(struct psc_policy *policy, struct dd *dd, size_t mark, e
 }
 
 /* x86_64 and x32 share a token. Number -1 is what a tracer writes to skip a
- * call: it never is a call of x32, so it gets the default action. */
+ * call: it never is a call of x32, so it gets the default action, or what x86_64's rules say. */
 static int push_x86_64(struct psc_policy *policy, struct dd *dd, size_t mark)
 {
-	uint32_t bad = psc_dd_leaf(dd, policy->bad_arch);
+	uint32_t bad = psc_dd_leaf(dd, policy->bad_arch), skipped = psc_dd_leaf(dd, policy->default_action);
 	int r = 0;
 
 	if (policy->archs[PSC_ARCH_X86_64])
-		r = push_numbers(policy, dd, mark, PSC_ARCH_X86_64, 0);
+		r = push_numbers(policy, dd, mark, PSC_ARCH_X86_64, 0, &skipped);
 	else
 		psc_dd_push(dd, mark, 0, bad);
 	if (r < 0)
 		return r;
 	if (policy->archs[PSC_ARCH_X32])
-		return push_numbers(policy, dd, mark, PSC_ARCH_X32, PSC_X32_BIT);
-	psc_dd_push(dd, mark, PSC_X32_BIT, bad);
-	psc_dd_push(dd, mark, UINT32_MAX, psc_dd_leaf(dd, policy->default_action));
-	return dd->error;
+		r = push_numbers(policy, dd, mark, PSC_ARCH_X32, PSC_X32_BIT, NULL);
+	else
+		psc_dd_push(dd, mark, PSC_X32_BIT, bad);
+	psc_dd_push(dd, mark, UINT32_MAX, skipped);
+	return r < 0 ? r : dd->error;
 }
 
 static uint32_t token_node(struct psc_policy *policy, struct dd *dd, enum psc_arch arch)
@@ -573,7 +581,7 @@ static uint32_t token_node(struct psc_policy *policy, struct dd *dd, enum psc_ar
 	if (psc_arch_token(arch) == psc_arch_token(PSC_ARCH_X86_64))
 		r = push_x86_64(policy, dd, mark);
 	else
-		r = push_numbers(policy, dd, mark, arch, 0);
+		r = push_numbers(policy, dd, mark, arch, 0, NULL);
 	if (r < 0 && !dd->error)
 		dd->error = r;
 	return psc_dd_node(dd, mark, psc_var(WORD_NR, RAW));

@@ -415,7 +415,8 @@ PSC_MUST_CHECK int psc_policy_add(struct psc_policy *policy, uint32_t action, in
 PSC_MUST_CHECK int psc_policy_add_on(struct psc_policy *policy, uint32_t action, enum psc_arch arch, int syscall_id,
 				     const struct psc_term *terms, size_t count);
 
-/* The same by number, on one ABI; x32's numbers carry PSC_X32_BIT (-EINVAL). */
+/* The same by number, on one ABI; x32's numbers carry PSC_X32_BIT (-EINVAL). Number -1
+ * (UINT32_MAX), with which a tracer skips a call, is x86_64's. */
 PSC_MUST_CHECK int psc_policy_add_number(struct psc_policy *policy, uint32_t action, enum psc_arch arch, uint32_t nr,
 					 const struct psc_term *terms, size_t count);
 

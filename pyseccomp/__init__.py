@@ -27,6 +27,7 @@ from pyseccomp.actions import (
     In as In,
 )
 from pyseccomp.conflicts import Conflict as Conflict
+from pyseccomp.decompile import Decompiled as Decompiled, decompile as decompile
 from pyseccomp.equivalence import Difference as Difference, difference as difference, equivalent as equivalent
 from pyseccomp.policy import Policy as Policy, Rule as Rule
 from pyseccomp.program import Decision as Decision, Program as Program

@@ -19,6 +19,7 @@ from typing import Any
 
 from pyseccomp import cli_policy, formats, syscalls
 from pyseccomp.cli_policy import errno_text
+from pyseccomp.decompile import decompile
 from pyseccomp.errors import PolicyError, SeccompError
 from pyseccomp.features import Feature, features
 from pyseccomp.query import TaskState, query
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("-o", "--output", required=True, metavar="OUT", help="file to write; - is stdout")
     one = _add(commands, "disasm", _disasm, "show the program of a policy file, or of raw BPF, as text")
     one.add_argument("file", metavar="FILE", help="OCI seccomp JSON or raw BPF; - is stdin")
+    one.add_argument("--rules", action="store_true", help="show what it decides, by architecture and call, not its instructions")
     one = _add(commands, "diff", _diff, "show a call for each that two policies answer differently", error_status=2)
     one.add_argument("first", metavar="A", help="a file of any format")
     one.add_argument("second", metavar="B", help="a file of any format; - is stdin")
@@ -217,7 +219,8 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _disasm(options: argparse.Namespace) -> int:
-    print(cli_policy.load_file(options.file).disassemble())
+    program = cli_policy.load_file(options.file)
+    print(decompile(program).text if options.rules else program.disassemble())
     return 0
 
 

@@ -24,6 +24,8 @@ Profile = Mapping[str | int, float] | Mapping[tuple[ArchLike, str | int], float]
 
 _OPTIMIZE: Final = {"size": 0, "depth": 1, "profile": 2}
 _PRIORITY: Final = {"restrictive": 0, "first": 1}
+_SKIPPED: Final = 0xFFFFFFFF
+"""Number -1, with which a tracer skips a call."""
 _ACTION_WORDS: Final = frozenset((0x80000000, 0, 0x30000, 0x50000, 0x7FC00000, 0x7FF00000, 0x7FFC0000, 0x7FFF0000))
 
 
@@ -53,7 +55,8 @@ class Policy:
     """Rules about system calls, and an action for all others.
 
     ``arches`` are the architectures that the policy speaks about (None: the native one; on x86_64 that excludes i386
-    and x32); calls of any other get ``bad_arch``. Number -1, with which a tracer skips a call, gets the default.
+    and x32); calls of any other get ``bad_arch``. Number -1, with which a tracer skips a call, gets the default unless a rule
+    is about it (by number, 0xffffffff).
 
     Several rules for one call: each is tried. ``priority="restrictive"`` answers as the kernel would if every rule were a
     filter of its own, installed in this order: the strictest action of those that match (KILL_PROCESS, KILL_THREAD,
@@ -182,6 +185,8 @@ class Policy:
                 raise UnknownSyscallError(f"{place.value} has no system call {syscall!r}")
             return place, ~index
         limit = 1 << 32 if place not in (Arch.X86_64, Arch.X32) else syscalls.X32_BIT
+        if syscall == _SKIPPED and place is not Arch.X32:
+            return place, _SKIPPED
         number = syscall & ~syscalls.X32_BIT if place is Arch.X32 else syscall
         if isinstance(syscall, bool) or not isinstance(syscall, int) or not 0 <= number < limit:
             raise UnknownSyscallError(f"{syscall!r} is not a system call number of {place.value}")

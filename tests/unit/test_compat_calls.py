@@ -195,6 +195,13 @@ def test_priorities_shorten_a_call_s_path():
     assert executed(bind=255) < executed()
 
 
+def test_a_rule_for_the_skipped_call():
+    f = ps.SyscallFilter(ps.ALLOW)
+    f.set_attr(ps.Attr.API_TSKIP, 1)
+    f.add_rule(ps.ERRNO(1), -1)
+    assert [f.program.simulate(nr).action for nr in (-1, 0)] == [ps.ERRNO(1), ps.ALLOW]
+
+
 def test_levels():
     was = ps.get_api()
     assert 5 <= was <= 7
