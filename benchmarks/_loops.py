@@ -43,6 +43,14 @@ def table() -> Serve:
     return lambda fd: _box(fd).serve(ps.Responder(default=ps.reply(0)))
 
 
+def string() -> Serve:
+    """Ours: the table, by the first eight bytes of a string in the target."""
+    import pyseccomp as ps
+
+    r = ps.Responder(default=ps.deny(1)).on("getpgid", ps.reply(0), ps.StringArg(1, prefix=b"/tmp/pat"))
+    return lambda fd: _box(fd).serve(r)
+
+
 def callback() -> Serve:
     """Ours: a Python function for each call."""
     import pyseccomp as ps
@@ -147,6 +155,7 @@ def seccompy() -> Serve:
 
 LOOPS = {
     "table": table,
+    "string": string,
     "callback": callback,
     "loop": loop,
     "asyncio": asyncio_loop,

@@ -31,12 +31,13 @@ ROUND_NS = int(os.environ.get("PYSECCOMP_ROUND_MS", "25")) * 1_000_000
 TARGETS = (1, 4, 16, 64)
 DEADLINE = 60.0
 RIVALS = ("seccompy==0.2.0", "pyseccomp==0.1.2")
-OURS = ("table", "callback", "loop", "asyncio", "uvloop")
+OURS = ("table", "string", "callback", "loop", "asyncio", "uvloop")
 THEIRS = ("libseccomp", "ctypes", "seccompy")
 
 PROMISES = {
     ("table", "idle"): 1.03,
     ("table", "busy"): 1.06,
+    ("string", "idle"): 1.40,
     ("callback", "idle"): 1.06,
     ("loop", "idle"): 1.12,
     ("asyncio", "idle"): 1.40,

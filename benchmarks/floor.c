@@ -101,7 +101,7 @@ static void calls(int gate, long count, int64_t *ret_end)
 	if (read(gate, &byte, 1) != 0)
 		_exit(1);
 	for (long i = 0; i < count; i++)
-		if (syscall(SYS_getpgid, 0) != 0)
+		if (syscall(SYS_getpgid, 0, "/tmp/path/of/a/file") != 0) /* the path is for rules to read */
 			_exit(2);
 	*ret_end = now_ns();
 	_exit(0);
@@ -117,7 +117,7 @@ static void warm_up(void)
 		die("fork");
 	if (pid == 0) {
 		for (int i = 0; i < 3; i++)
-			syscall(SYS_getpgid, 0);
+			syscall(SYS_getpgid, 0, "/tmp/path/of/a/file");
 		_exit(0);
 	}
 	if (waitpid(pid, &status, 0) < 0 || status)

@@ -446,7 +446,7 @@ static int add_ward(struct guardian *g, const struct psc_guardian_message *m, in
 	struct psc_ward ward = { .id = m->ward, .pidfd = n == 1 ? fds[0] : -1, .options = *m };
 	struct psc_ward *more;
 
-	if (!g->greeted || n != 1 || m->ward >= MAX_WARD || (unsigned int)m->answer.kind >= PSC_ANSWER_KINDS)
+	if (!g->greeted || n != 1 || m->ward >= MAX_WARD || (unsigned int)m->answer.kind >= PSC_ADD_FD)
 		return -EINVAL;
 	if (find(g, m->ward))
 		return -EEXIST;

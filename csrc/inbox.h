@@ -70,6 +70,12 @@ PSC_MUST_CHECK int psc_inbox_receive_as(struct psc_inbox *inbox, pid_t tid, int6
 /* Send an answer, not PSC_HOLD. */
 PSC_MUST_CHECK int psc_notify_answer(int fd, const struct seccomp_notif *n, const struct psc_answer *answer);
 
+/* Answer PSC_ADD_FD. */
+PSC_MUST_CHECK int psc_notify_give(int fd, const struct seccomp_notif *n, const struct psc_answer *answer);
+
+/* The thread group of a task; -ESRCH if there is no such task to be seen. */
+PSC_MUST_CHECK pid_t psc_thread_group(pid_t tid);
+
 /* The reads of notify.c before their check: worthless until the id was found valid. */
 PSC_MUST_CHECK ssize_t psc_notify_peek(const struct seccomp_notif *n, uint64_t addr, void *ret_data, size_t size);
 PSC_MUST_CHECK ssize_t psc_notify_peek_string(const struct seccomp_notif *n, uint64_t addr, char *ret_data,

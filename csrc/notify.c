@@ -91,6 +91,31 @@ int psc_notify_addfd(int fd, uint64_t id, int source, int at, unsigned int flags
 	return psc_listener_control(fd, SECCOMP_IOCTL_NOTIF_ADDFD, &add);
 }
 
+/* In one step where the kernel can (5.14), else in two.
+ * FIXME: drop the second way once kernel 5.14 is the baseline. */
+static int give(int fd, uint64_t id, const struct psc_answer *answer)
+{
+	unsigned int cloexec = answer->cloexec ? PSC_ADDFD_CLOEXEC : 0;
+	int r;
+
+	do
+		r = psc_notify_addfd(fd, id, answer->fd, answer->at, cloexec | PSC_ADDFD_SEND);
+	while (r == -EINTR);
+	if (r != -EINVAL)
+		return r;
+	do
+		r = psc_notify_addfd(fd, id, answer->fd, answer->at, cloexec);
+	while (r == -EINTR);
+	return r < 0 ? r : psc_notify_value(fd, id, r);
+}
+
+int psc_notify_give(int fd, const struct seccomp_notif *n, const struct psc_answer *answer)
+{
+	int r = give(fd, n->id, answer);
+
+	return r < 0 && r != -ENOENT && r != -EINPROGRESS ? psc_notify_error(fd, n->id, -r) : r;
+}
+
 int psc_notify_sync_wakeup(int fd, bool on)
 {
 	/* The argument is the value itself, not a pointer to it. */
@@ -222,7 +247,7 @@ ssize_t psc_notify_read_string(int fd, const struct seccomp_notif *n, uint64_t a
 
 /* The thread group of a task; -ESRCH if there is no such task to be seen. Without
  * stdio, which allocates: a trapped thread of this process may hold malloc's lock. */
-static pid_t thread_group(pid_t tid)
+pid_t psc_thread_group(pid_t tid)
 {
 	_cleanup_close_ int fd = -1;
 	char path[64], text[1024];
@@ -246,7 +271,7 @@ static pid_t thread_group(pid_t tid)
 
 int psc_notify_kill(int fd, const struct seccomp_notif *n)
 {
-	pid_t tgid = thread_group((pid_t)n->pid);
+	pid_t tgid = psc_thread_group((pid_t)n->pid);
 	_cleanup_close_ int pidfd = tgid < 0 ? tgid : (int)psc_syscall(SYS_pidfd_open, tgid, 0);
 	int r = psc_notify_valid(fd, n->id);
 

@@ -562,13 +562,19 @@ enum psc_answer_kind {
 	PSC_ERROR,    /* fails with error */
 	PSC_VALUE,    /* returns value */
 	PSC_KILL,     /* its process gets SIGKILL; if that is denied, EPERM */
+	PSC_ADD_FD,   /* returns the number of a copy of fd; if that fails it fails with that errno */
 	PSC_ANSWER_KINDS,
 };
 
 struct psc_answer {
 	enum psc_answer_kind kind;
 	int error;
-	int64_t value;
+	int64_t value; /* with PSC_HOLD: whatever the caller wants to find there */
+
+	/* PSC_ADD_FD. fd must stay open as long as the answer may be given. */
+	int fd;
+	int at; /* the number in the target, -1: the lowest free one */
+	bool cloexec;
 };
 
 /* One notification as an inbox gives it. listener and key say where it came from:
@@ -581,6 +587,10 @@ struct psc_event {
 	int64_t received_ns; /* CLOCK_MONOTONIC, 0: not timed */
 	struct psc_answer answer;
 	bool due; /* answer is to be sent by the next psc_serve() */
+	pid_t foreign; /* the task that was last seen to be of another process, and when */
+	int64_t foreign_ns;
+	uint64_t refused; /* calls that psc_table_refuse_own() made be answered; the last one. Who tells of it sets it to 0 */
+	struct seccomp_notif refused_last;
 	uint32_t slot; /* of the journal, 0: none */
 	uint8_t untimed; /* so many more need no received_ns: see psc_stats_latencies() */
 	uint8_t bucket;	 /* of latencies, the last one that was timed */
@@ -665,26 +675,71 @@ PSC_MUST_CHECK ssize_t psc_event_read(struct psc_inbox *inbox, const struct psc_
 PSC_MUST_CHECK ssize_t psc_event_read_string(struct psc_inbox *inbox, const struct psc_event *event,
 					     uint64_t addr, char *ret_data, size_t size);
 
-/* ------------------------------------------------------------------- serve */
+/* ------------------------------------------------------------------- rules */
 
-/* What answers calls without asking anybody: (arch, syscall) to answer. Immutable,
- * so any number of loops may share one. */
+/* What answers calls without asking anybody. Immutable, so any number of loops may
+ * share one. */
 struct psc_table;
 
+enum psc_string_kind { PSC_STRING_EXACT, PSC_STRING_PREFIX, PSC_STRING_GLOB };
+
+/* The longest string that is read, its NUL included: the kernel's PATH_MAX. */
+#define PSC_STRING_MAX 4096
+
+/* Something asked of a string in the target's memory; length excludes the NUL, and
+ * text has none. */
+struct psc_string {
+	enum psc_string_kind kind;
+	const char *text;
+	size_t length;
+};
+
+/* A kind of psc_term for rules alone: argument arg points to a string that fulfils
+ * number a of the rule's strings. */
+#define PSC_TERM_STRING 4
+
+/* The answer to a call of an ABI that fulfils all terms, made by a thread of one of
+ * the processes (their pids as this process sees them; none: of any). unreadable is
+ * the answer if the terms cannot be decided because a string could not be read:
+ * no memory there, no permission, or no end within PSC_STRING_MAX bytes. No more of
+ * a string is read than the decision takes. */
 struct psc_rule {
 	uint32_t arch; /* AUDIT_ARCH_* */
 	int nr;
 	struct psc_answer answer;
+	const struct psc_term *terms;
+	size_t n_terms;
+	const struct psc_string *strings;
+	size_t n_strings;
+	const pid_t *processes;
+	size_t n_processes;
+	struct psc_answer unreadable; /* not looked at without terms and processes */
 };
 
-/* The last rule for a syscall wins. -EINVAL: an error out of 1..4095 or an unknown
- * kind. */
+/* Of several rules for a call the last one that matches wins. All is copied. -EINVAL:
+ * an error out of 1..4095, an unknown kind, terms that are not in order, a string too
+ * long. -E2BIG: more than PSC_MAX_TERMS terms in one rule. */
 PSC_MUST_CHECK int psc_table_new(const struct psc_rule *rules, size_t n, const struct psc_answer *otherwise,
 				 struct psc_table **ret_table);
 void psc_table_free(struct psc_table *table);
 
-/* The answer of the table; never waits. */
-struct psc_answer psc_table_decide(const struct psc_table *table, const struct seccomp_data *data);
+/* From now on hold is no answer for threads of the calling process: psc_serve() gives
+ * them this answer, counts it in event->refused and goes on. For callers that would
+ * need a lock of such a thread to answer it. */
+void psc_table_refuse_own(struct psc_table *table, const struct psc_answer *answer);
+
+/* The answer of the table. Where rules ask for strings it reads memory of the task,
+ * which can wait for a page of the target; otherwise it never waits. What was read, and
+ * the process that the task was found in, are believable only if the call still waits
+ * afterwards: every way to answer checks that. */
+struct psc_answer psc_table_decide(const struct psc_table *table, const struct seccomp_notif *n);
+
+/* Match all of text by a pattern: * stands for any bytes, ? for one, [a-z] and [!a-z]
+ * for one that is listed or not. A slash is a byte like others, a [ without ] stands
+ * for itself. Takes at most a step for each byte of text times each of pattern. */
+bool psc_glob_match(const char *pattern, size_t pattern_length, const char *text, size_t length);
+
+/* ------------------------------------------------------------------- serve */
 
 /* Counters that loops fill and anybody reads at any time, without locks. */
 #define PSC_LATENCY_BUCKETS 252

@@ -9,6 +9,7 @@
 #include "inbox.h"
 #include "journal.h"
 #include "listener.h"
+#include "rules.h"
 
 #include <string.h>
 #include <time.h>
@@ -160,72 +161,6 @@ void psc_stats_latencies(const struct psc_stats *stats, uint64_t ret_counts[PSC_
 		ret_counts[i] = stats->latencies[i];
 }
 
-/* ------------------------------------------------------------------- table */
-
-/* Open addressing, at most half full, so that a miss ends. */
-struct psc_table {
-	struct psc_answer otherwise;
-	uint32_t mask;
-	struct entry {
-		uint64_t key;
-		struct psc_answer answer;
-	} entries[];
-};
-
-static struct entry *find_entry(const struct psc_table *table, uint64_t key)
-{
-	uint32_t i = call_hash(key);
-
-	while (table->entries[i & table->mask].key && table->entries[i & table->mask].key != key)
-		i++;
-	return (struct entry *)&table->entries[i & table->mask];
-}
-
-static bool sound(const struct psc_answer *answer)
-{
-	if ((unsigned int)answer->kind >= PSC_ANSWER_KINDS)
-		return false;
-	return answer->kind != PSC_ERROR || (answer->error >= 1 && answer->error <= MAX_ERRNO);
-}
-
-int psc_table_new(const struct psc_rule *rules, size_t n, const struct psc_answer *otherwise,
-		  struct psc_table **ret_table)
-{
-	_cleanup_free_ struct psc_table *table = NULL;
-	size_t size = 4;
-
-	while (size < n * 2)
-		size *= 2;
-	table = calloc(1, sizeof(*table) + size * sizeof(table->entries[0]));
-	if (!table)
-		return -ENOMEM;
-	if (!sound(otherwise))
-		return -EINVAL;
-	table->otherwise = *otherwise;
-	table->mask = (uint32_t)size - 1;
-	for (size_t i = 0; i < n; i++) {
-		uint64_t key = call_key(rules[i].arch, rules[i].nr);
-
-		if (!rules[i].arch || !sound(&rules[i].answer))
-			return -EINVAL;
-		*find_entry(table, key) = (struct entry){ key, rules[i].answer };
-	}
-	*ret_table = psc_take_ptr(table);
-	return 0;
-}
-
-void psc_table_free(struct psc_table *table)
-{
-	free(table);
-}
-
-struct psc_answer psc_table_decide(const struct psc_table *table, const struct seccomp_data *data)
-{
-	const struct entry *entry = find_entry(table, call_key(data->arch, data->nr));
-
-	return entry->key ? entry->answer : table->otherwise;
-}
-
 /* ------------------------------------------------------------------ events */
 
 static int64_t now_ns(void)
@@ -253,7 +188,7 @@ static int kill_or_deny(int fd, const struct seccomp_notif *n)
 	return r;
 }
 
-/* The answer is sound(). */
+/* The answer is sound. */
 static inline int respond(int fd, const struct seccomp_notif *n, const struct psc_answer *answer)
 {
 	switch (answer->kind) {
@@ -265,6 +200,8 @@ static inline int respond(int fd, const struct seccomp_notif *n, const struct ps
 		return psc_listener_send(fd, n->id, answer->value, 0, 0);
 	case PSC_KILL:
 		return kill_or_deny(fd, n);
+	case PSC_ADD_FD:
+		return psc_notify_give(fd, n, answer);
 	default:
 		return -EINVAL;
 	}
@@ -288,10 +225,10 @@ static int64_t answer_time(const struct psc_stats *stats, const struct psc_event
 
 int psc_notify_answer(int fd, const struct seccomp_notif *n, const struct psc_answer *answer)
 {
-	return sound(answer) ? respond(fd, n, answer) : -EINVAL;
+	return psc_answer_sound(answer) ? respond(fd, n, answer) : -EINVAL;
 }
 
-/* Inside a slot, with a listener that is there. The answer is sound(). */
+/* Inside a slot, with a listener that is there. The answer is sound. */
 static int send(struct psc_journal *journal, struct psc_event *event, const struct psc_answer *answer,
 		struct psc_stats *stats)
 {
@@ -309,7 +246,7 @@ static int answer_as(struct psc_inbox *inbox, pid_t tid, struct psc_event *event
 {
 	int slot, r;
 
-	if (!sound(answer) || answer->kind == PSC_HOLD)
+	if (!psc_answer_sound(answer) || answer->kind == PSC_HOLD)
 		return -EINVAL;
 	slot = psc_slot_enter(inbox, tid);
 	if (slot < 0)
@@ -389,10 +326,18 @@ static bool goes_on(int r)
 	return r >= 0 || r == -ENOENT || r == -EINPROGRESS || r == -EPERM || r == -ESRCH;
 }
 
+/* 1 if the caller is to answer. What is refused is not told at once: to return could
+ * already take what the thread holds, and it may be here again by then. */
 static int decide(struct psc_event *event, const struct psc_table *table)
 {
-	event->answer = psc_table_decide(table, &event->notif.n.data);
-	return event->answer.kind == PSC_HOLD;
+	event->answer = psc_table_decide(table, &event->notif.n);
+	if (event->answer.kind != PSC_HOLD)
+		return 0;
+	if (!psc_table_refuses(table, event))
+		return 1;
+	event->refused++;
+	event->refused_last = event->notif.n;
+	return 0;
 }
 
 static int receive_stretch(struct psc_inbox *inbox, const struct psc_stretch *stretch, struct psc_event *event)
@@ -453,7 +398,7 @@ int psc_serve(struct psc_inbox *inbox, const struct psc_table *table, struct psc
 	pid_t tid = psc_tid();
 	int r;
 
-	if (event->due && !sound(&event->answer))
+	if (event->due && !psc_answer_sound(&event->answer))
 		return -EINVAL;
 	for (;;) {
 		r = serve_stretch(inbox, table, stats, tid, event);

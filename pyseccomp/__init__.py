@@ -38,12 +38,16 @@ from pyseccomp.responder import (
     Answer as Answer,
     Responder as Responder,
     ResponderStats as ResponderStats,
+    add_fd as add_fd,
     allow as allow,
     deny as deny,
     hold as hold,
     kill as kill,
     reply as reply,
 )
+
+# rules
+from pyseccomp.strings import StringArg as StringArg
 
 # features
 from pyseccomp.features import Feature as Feature, features as features

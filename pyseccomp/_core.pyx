@@ -11,12 +11,14 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport Py_REFCNT
 from libc.errno cimport EINPROGRESS, EINTR, EINVAL, ENOENT, EOPNOTSUPP, EPERM, ESHUTDOWN, ETIMEDOUT
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close
 
 from pyseccomp cimport cpsc
 from pyseccomp.cpsc cimport ECANCELED
 
 import contextlib
 import errno
+import fcntl
 import os
 import warnings
 from typing import Any
@@ -500,9 +502,10 @@ def report(error, notification) -> None:
 
 
 cdef class Answer:
-    cdef cpsc.psc_answer answer
+    cdef cpsc.psc_answer answer  # with PSC_ADD_FD its fd is this object's own
 
-    def __cinit__(self, int kind, int error=0, int64_t value=0):
+    def __cinit__(self, int kind, int error=0, int64_t value=0, int fd=-1, int at=-1, bint cloexec=True):
+        self.answer.fd = -1
         if not 0 <= kind < cpsc.PSC_ANSWER_KINDS:
             raise ValueError(f"answer kind {kind} does not exist")
         if kind == cpsc.PSC_ERROR and not 1 <= error <= 4095:
@@ -510,6 +513,14 @@ cdef class Answer:
         self.answer.kind = <cpsc.psc_answer_kind>kind
         self.answer.error = error
         self.answer.value = value
+        self.answer.at = at
+        self.answer.cloexec = cloexec
+        if kind == cpsc.PSC_ADD_FD:
+            self.answer.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+    def __dealloc__(self):
+        if self.answer.fd >= 0:
+            close(self.answer.fd)
 
     @property
     def kind(self) -> int:
@@ -523,42 +534,120 @@ cdef class Answer:
     def value(self) -> int:
         return self.answer.value
 
+    @property
+    def fd(self) -> int:
+        return self.answer.fd
+
+    cdef tuple _fields(self):
+        return self.answer.kind, self.answer.error, self.answer.value, self.answer.fd, self.answer.at, self.answer.cloexec
+
     def __eq__(self, other):
         if not isinstance(other, Answer):
             return NotImplemented
-        return (self.kind, self.error, self.value) == (other.kind, other.error, other.value)
+        return self._fields() == (<Answer>other)._fields()
 
     def __hash__(self):
-        return hash((self.kind, self.error, self.value))
+        return hash(self._fields())
 
     def __reduce__(self):
+        if self.answer.kind == cpsc.PSC_ADD_FD:
+            raise TypeError("add_fd() holds a file descriptor of this process, which cannot be pickled")
         return Answer, (self.kind, self.error, self.value)
 
     def __repr__(self):
-        return ("hold()", "allow()", f"deny({errno.errorcode.get(self.error, self.error)})", f"reply({self.value})", "kill()")[self.kind]
+        return (
+            "hold()", "allow()", f"deny({errno.errorcode.get(self.error, self.error)})", f"reply({self.value})", "kill()",
+            f"add_fd({self.fd}, at={None if self.answer.at < 0 else self.answer.at}, cloexec={bool(self.answer.cloexec)})",
+        )[self.kind]
+
+
+# --------------------------------------------------------------------- rules
+
+def glob_match(const uint8_t[::1] pattern, const uint8_t[::1] text) -> bool:
+    return cpsc.psc_glob_match(
+        <const char *>(&pattern[0] if pattern.shape[0] else NULL), pattern.shape[0],
+        <const char *>(&text[0] if text.shape[0] else NULL), text.shape[0],
+    )
+
+
+cdef class _RuleArrays:
+    """The arrays that rules point to while a table is made of them."""
+
+    cdef cpsc.psc_rule *rules
+    cdef cpsc.psc_term *terms
+    cdef cpsc.psc_string *strings
+    cdef int *processes
+    cdef size_t n_terms, n_strings, n_processes
+
+    def __cinit__(self, list rules):
+        self.rules = <cpsc.psc_rule *>PyMem_Calloc(len(rules) + 1, sizeof(cpsc.psc_rule))
+        self.terms = <cpsc.psc_term *>PyMem_Calloc(sum([len(rule[3]) for rule in rules]) + 1, sizeof(cpsc.psc_term))
+        self.strings = <cpsc.psc_string *>PyMem_Calloc(sum([len(rule[4]) for rule in rules]) + 1, sizeof(cpsc.psc_string))
+        self.processes = <int *>PyMem_Calloc(sum([len(rule[5]) for rule in rules]) + 1, sizeof(int))
+        if self.rules == NULL or self.terms == NULL or self.strings == NULL or self.processes == NULL:
+            raise MemoryError()
+        for i, rule in enumerate(rules):
+            self._convert(&self.rules[i], rule)
+
+    cdef int _convert(self, cpsc.psc_rule *out, tuple rule) except -1:
+        arch, nr, answer, terms, strings, processes, unreadable = rule
+        out.arch = arch
+        out.nr = nr
+        out.answer = (<Answer?>answer).answer
+        out.unreadable = (<Answer?>unreadable).answer
+        out.terms, out.n_terms = &self.terms[self.n_terms], len(terms)
+        out.strings, out.n_strings = &self.strings[self.n_strings], len(strings)
+        out.processes, out.n_processes = &self.processes[self.n_processes], len(processes)
+        for kind, arg, op, flags, a, b in terms:
+            self.terms[self.n_terms] = cpsc.psc_term(kind, arg, op, flags, a, b)
+            self.n_terms += 1
+        for how, text in strings:
+            self.strings[self.n_strings].kind = <cpsc.psc_string_kind><int>how
+            self.strings[self.n_strings].text = PyBytes_AS_STRING(<bytes?>text)
+            self.strings[self.n_strings].length = len(text)
+            self.n_strings += 1
+        for process in processes:
+            self.processes[self.n_processes] = process
+            self.n_processes += 1
+        return 0
+
+    def __dealloc__(self):
+        PyMem_Free(self.rules)
+        PyMem_Free(self.terms)
+        PyMem_Free(self.strings)
+        PyMem_Free(self.processes)
 
 
 cdef class Table:
-    cdef cpsc.psc_table *table
+    """Rules are (arch, nr, answer, terms, strings, processes, unreadable); own is for held calls of this process's threads."""
 
-    def __cinit__(self, rules, Answer otherwise not None):
-        cdef size_t n = len(rules), i
-        cdef int r
-        cdef cpsc.psc_rule *c_rules = <cpsc.psc_rule *>PyMem_Calloc(n + 1, sizeof(cpsc.psc_rule))
-        if c_rules == NULL:
-            raise MemoryError()
-        try:
-            for i in range(n):
-                arch, nr, answer = rules[i]
-                c_rules[i].arch = arch
-                c_rules[i].nr = nr
-                c_rules[i].answer = (<Answer?>answer).answer
-            _check(cpsc.psc_table_new(c_rules, n, &otherwise.answer, &self.table), "build the table of answers")
-        finally:
-            PyMem_Free(c_rules)
+    cdef cpsc.psc_table *table
+    cdef object answers  # own the descriptors that the table gives
+
+    def __cinit__(self, list rules, Answer otherwise not None, Answer own not None):
+        cdef _RuleArrays arrays = _RuleArrays(rules)
+        self.answers = (otherwise, [(rule[2], rule[6]) for rule in rules])
+        cdef int r = cpsc.psc_table_new(arrays.rules, len(rules), &otherwise.answer, &self.table)
+        if r == -errno.E2BIG:
+            raise PolicyError(f"a rule has conditions of more than {cpsc.PSC_MAX_TERMS} terms")
+        _check(r, "build the table of answers")
+        cpsc.psc_table_refuse_own(self.table, &own.answer)
 
     def __dealloc__(self):
         cpsc.psc_table_free(self.table)
+
+    def decide(self, uint32_t arch, int nr, args, uint32_t pid) -> tuple[int, int, int, int]:
+        cdef cpsc.seccomp_notif n
+        cdef cpsc.psc_answer answer
+        memset(&n, 0, sizeof(n))
+        n.pid = pid
+        n.data.arch = arch
+        n.data.nr = nr
+        for i, arg in enumerate(args):
+            n.data.args[i] = arg
+        with nogil:
+            answer = cpsc.psc_table_decide(self.table, &n)
+        return answer.kind, answer.error, answer.value, answer.fd
 
 
 cdef class Stats:
@@ -632,6 +721,11 @@ cdef class Event:
     def answered(self) -> bool:
         return not self.open
 
+    @property
+    def _rule(self) -> int:
+        """What the table's hold() had for its value."""
+        return self.event.answer.value
+
     cdef cpsc.psc_inbox *_inbox(self) except NULL:
         if self.inbox is None:
             raise TypeError("notifications come from a filter's receive()")
@@ -665,6 +759,15 @@ cdef class Event:
         if r < 0:
             raise _notify_error(r, self._doing(verb))
         return 0
+
+    cdef int _give(self, Answer answer) except -1:
+        """Claim and answer by PSC_ADD_FD, which waits for the target."""
+        cdef int r
+        cdef cpsc.psc_inbox *inbox = self._inbox()
+        self._claim("add a file descriptor for")
+        with nogil:
+            r = cpsc.psc_event_answer(inbox, &self.event, &answer.answer, self.stats.stats)
+        return 0 if r == -ENOENT else _check(r, self._doing("add a file descriptor for"))
 
     def allow(self) -> None:
         """Let the kernel carry the call out as if there were no filter.
@@ -896,6 +999,8 @@ cdef class Inbox:
             while True:
                 with nogil:
                     r = cpsc.psc_serve(self.inbox, table.table, stats.stats, &event.event)
+                if event.event.refused:
+                    self._tell_refused(event, fallback, on_error)
                 if r == 1:
                     event = self._hand_over(event, call, fallback, on_error)
                 elif r == -EINTR:
@@ -906,6 +1011,18 @@ cdef class Inbox:
                     _check(r, "serve notifications")
         finally:
             cpsc.psc_inbox_end(self.inbox)
+
+    cdef int _tell_refused(self, Event event, Answer fallback, on_error) except -1:
+        """Tell of calls that threads of ours made and that were not handed over; they have their answer already."""
+        cdef Event last = self._make(event.stats)
+        cdef uint64_t calls = event.event.refused
+        event.event.refused = 0
+        last.event.notif.n = event.event.refused_last
+        times = "once" if calls == 1 else f"{calls} times"
+        why = "a thread of this process makes it and may hold the interpreter that a Python function takes to answer"
+        text = last._doing("ask Python about") + f": {why}; {times} it got {fallback!r}. Answer it by a rule"
+        on_error(NotificationError(errno.EDEADLK, text), last)
+        return 0
 
     cdef Event _hand_over(self, Event event, call, Answer fallback, on_error):
         """Ask Python for one answer; the event returned is the next psc_serve()'s, with the answer due if there is one."""
@@ -919,6 +1036,8 @@ cdef class Inbox:
                     raise TypeError(f"the callback answered and then returned {result!r} too")
             elif not isinstance(result, Answer):
                 raise TypeError(f"the callback neither answered nor returned an answer (use hold() to answer later), but {result!r}")
+            elif (<Answer>result).answer.kind == cpsc.PSC_ADD_FD:
+                event._give(<Answer>result)  # now: its descriptor is closed with it
         except Exception as error:
             result = fallback
             on_error(error, event)

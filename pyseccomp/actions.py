@@ -123,24 +123,37 @@ class Condition:
         """The condition in postfix order, as the C compiler takes it."""
         raise NotImplementedError
 
+    @property
+    def strings(self) -> tuple[tuple[int, bytes], ...]:
+        """What it asks of strings in memory (see :mod:`pyseccomp.strings`), in the order of its terms; no filter can tell."""
+        return ()
+
     def __and__(self, other: Condition) -> Condition:
-        return Combined((*self.terms, *other.terms, (_AND, 0, 0, 0, 0, 0)), f"({self!r} & {other!r})")
+        terms = (*self.terms, *other.terms, (_AND, 0, 0, 0, 0, 0))
+        return Combined(terms, f"({self!r} & {other!r})", self.strings + other.strings)
 
     def __or__(self, other: Condition) -> Condition:
-        return Combined((*self.terms, *other.terms, (_OR, 0, 0, 0, 0, 0)), f"({self!r} | {other!r})")
+        terms = (*self.terms, *other.terms, (_OR, 0, 0, 0, 0, 0))
+        return Combined(terms, f"({self!r} | {other!r})", self.strings + other.strings)
 
     def __invert__(self) -> Condition:
-        return Combined((*self.terms, (_NOT, 0, 0, 0, 0, 0)), f"~{self!r}")
+        return Combined((*self.terms, (_NOT, 0, 0, 0, 0, 0)), f"~{self!r}", self.strings)
 
 
 class Combined(Condition):
     """Conditions joined by ``&``, ``|`` and ``~``; equal when written equally."""
 
-    __slots__ = ("_terms", "_text")
+    __slots__ = ("_strings", "_terms", "_text")
 
-    def __init__(self, terms: tuple[Term, ...], text: str) -> None:
+    def __init__(self, terms: tuple[Term, ...], text: str, strings: tuple[tuple[int, bytes], ...] = ()) -> None:
         self._terms = terms
         self._text = text
+        self._strings = strings
+
+    @property
+    def strings(self) -> tuple[tuple[int, bytes], ...]:
+        """What it asks of strings in memory, in the order of its terms."""
+        return self._strings
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -151,10 +164,10 @@ class Combined(Condition):
         return self._text
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Combined) and self._terms == other._terms
+        return isinstance(other, Combined) and (self._terms, self._strings) == (other._terms, other._strings)
 
     def __hash__(self) -> int:
-        return hash(self._terms)
+        return hash((self._terms, self._strings))
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -208,12 +208,16 @@ cdef extern from "psc.h" nogil:
         PSC_ERROR
         PSC_VALUE
         PSC_KILL
+        PSC_ADD_FD
         PSC_ANSWER_KINDS
 
     cdef struct psc_answer:
         psc_answer_kind kind
         int error
         int64_t value
+        int fd
+        int at
+        bint cloexec
 
     cdef struct psc_event:
         psc_notif notif
@@ -223,6 +227,8 @@ cdef extern from "psc.h" nogil:
         int64_t received_ns
         psc_answer answer
         bint due
+        uint64_t refused
+        seccomp_notif refused_last
 
     cdef struct psc_inbox:
         pass
@@ -265,20 +271,37 @@ cdef extern from "psc.h" nogil:
     ssize_t psc_event_read(psc_inbox *inbox, const psc_event *event, uint64_t addr, void *ret_data, size_t size)
     ssize_t psc_event_read_string(psc_inbox *inbox, const psc_event *event, uint64_t addr, char *ret_data, size_t size)
 
+    # rules
+    enum psc_string_kind:
+        PSC_STRING_EXACT
+    cdef struct psc_string:
+        psc_string_kind kind
+        const char *text
+        size_t length
     cdef struct psc_rule:
         uint32_t arch
         int nr
         psc_answer answer
+        const psc_term *terms
+        size_t n_terms
+        const psc_string *strings
+        size_t n_strings
+        const int *processes
+        size_t n_processes
+        psc_answer unreadable
     int psc_table_new(const psc_rule *rules, size_t n, const psc_answer *otherwise, psc_table **ret_table)
+    void psc_table_refuse_own(psc_table *table, const psc_answer *answer)
+    psc_answer psc_table_decide(const psc_table *table, const seccomp_notif *n)
+    bint psc_glob_match(const char *pattern, size_t pattern_length, const char *text, size_t length)
     void psc_table_free(psc_table *table)
 
     enum: PSC_LATENCY_BUCKETS
     cdef struct psc_stats_row:
         uint32_t arch
         int nr
-        uint64_t answered[5]
+        uint64_t answered[6]
     cdef struct psc_stats_totals:
-        uint64_t answered[5]
+        uint64_t answered[6]
         uint64_t gone
         uint64_t uncounted
     int psc_stats_new(psc_stats **ret_stats)

@@ -34,11 +34,12 @@ from pyseccomp.attach import (
 from pyseccomp.guardian import Guardian, Message
 from pyseccomp.errors import AttachTimeoutError, FilterFdError, KernelError, UnsupportedError
 from pyseccomp.notify import Receiver, new_inbox
+from pyseccomp.offload import offload
 from pyseccomp.owned import Owned
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.query import State
-from pyseccomp.responder import Answer
+from pyseccomp.responder import Answer, Responder
 from pyseccomp.triggers import Event, TriggeredAttachment, Watch, is_event
 
 _LOG = 1
@@ -80,15 +81,22 @@ class Filter(Owned, Receiver):
     wait_killable: once a notification has been received only fatal signals interrupt the call (Linux 5.19; without
     effect on older kernels). log: the kernel logs every answer but ALLOW.
 
+    responder: its rules that registers alone decide become part of the program (:mod:`pyseccomp.offload`), so that those
+    calls never wait for anybody; serve by the same responder for the rest. It takes no more rules then.
+
     Raises ProgramError for a program that the kernel would refuse, PolicyError for a policy that cannot be compiled.
     """
 
     _fd = -1
 
-    def __init__(self, policy: Policy | Program, *, log: bool = False, wait_killable: bool = True) -> None:
+    def __init__(
+        self, policy: Policy | Program, *, responder: Responder | None = None, log: bool = False, wait_killable: bool = True
+    ) -> None:
         program = policy.compile() if isinstance(policy, Policy) else policy
         if not isinstance(program, Program):
             raise TypeError(f"Filter() takes a Policy or a Program, got {type(program).__name__}")
+        if responder is not None:
+            program = offload(program, responder)
         flags = (_LOG if log else 0) | (_WAIT_KILLABLE if wait_killable else 0)
         try:
             fd, page = _core.filterfd_create_owned(bytes(program), flags)

@@ -136,6 +136,8 @@ class Policy:
         for condition in conditions:
             if not isinstance(condition, Condition):
                 raise PolicyError(f"{syscall}: {condition!r} is not a condition; write Arg(index, op, value)")
+            if condition.strings:
+                raise PolicyError(f"{syscall}: {condition!r} reads memory, which no filter can; give it to Responder.on()")
             terms += condition.terms
         if isinstance(syscall, str) and arch is None:
             index = syscalls.syscall_index(syscall)

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyseccomp import _core, syscalls
 from pyseccomp._core import Answer as Answer
+from pyseccomp.actions import Condition, Term
+from pyseccomp.errors import KernelError, PolicyError
+from pyseccomp.strings import STRING_TERM
 
 if TYPE_CHECKING:
     from pyseccomp.notify import Notification
 
-_HOLD, _CONTINUE, _ERROR, _VALUE, _KILL = range(5)
-_KINDS = ("hold", "allow", "deny", "reply", "kill")
+_HOLD, _CONTINUE, _ERROR, _VALUE, _KILL, _ADD_FD = range(6)
+_KINDS = ("hold", "allow", "deny", "reply", "kill", "add_fd")
 
 Callback = Callable[["Notification"], "Answer | None"]
+
+
+class HasFileno(Protocol):
+    """A file, a socket..."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
 
 
 def allow() -> Answer:
@@ -38,6 +48,26 @@ def reply(value: int) -> Answer:
 def kill() -> Answer:
     """Answer: SIGKILL to the caller's process. Where that is not permitted the call fails with EPERM."""
     return Answer(_KILL)
+
+
+def add_fd(fd: int | HasFileno, *, at: int | None = None, cloexec: bool = True) -> Answer:
+    """Answer: a copy of fd in the target, whose number there the call returns, in one step (in two before Linux 5.14).
+
+    The answer holds a duplicate of fd from now on and closes it when it goes. at: the number in the target (what is open
+    there is closed), None for the lowest free one. cloexec: whether the target's copy closes on exec. If the target
+    cannot take it (its limit: EMFILE) the call fails with that errno.
+
+    Raises: KernelError: fd is not open; ValueError: at is no number for a descriptor.
+    """
+    if at is not None and not 0 <= at < 1 << 31:
+        raise ValueError(f"at is a file descriptor number or None, got {at}")
+    number = fd if isinstance(fd, int) else fd.fileno()
+    try:
+        if number < 0:
+            raise OSError(errno.EBADF, "not a descriptor")
+        return Answer(_ADD_FD, 0, 0, number, -1 if at is None else at, cloexec)
+    except OSError as error:
+        raise KernelError(error.errno, f"add_fd: descriptor {number}: {error.strerror}") from None
 
 
 def hold() -> Answer:
@@ -77,6 +107,21 @@ class ResponderStats:
         return 0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a responder: the answer to a call that fulfils all conditions, by one of processes (none: any)."""
+
+    answer: Answer | Callback
+    conditions: tuple[Condition, ...]
+    processes: tuple[int, ...]
+    unreadable: Answer | Callback
+
+    @property
+    def conditional(self) -> bool:
+        """True unless it matches always."""
+        return bool(self.conditions or self.processes)
+
+
 class Responder:
     """Rules that answer notifications: by a table in C, or by a Python function.
 
@@ -84,6 +129,11 @@ class Responder:
     cheapest way), or answers through the Notification's methods and returns None, or returns ``hold()`` and answers
     later. When it raises, or does none of that, the call fails with ``fallback`` and ``on_error`` is told; the loop goes
     on. KeyboardInterrupt and SystemExit end the loop, after the same answer.
+
+    Calls that threads of this very process make get ``fallback`` wherever a function would be asked: the thread may hold the
+    interpreter, and would wait for itself. ``on_error`` is told (EDEADLK) when the loop next has to do with Python, at its
+    end at the latest, once for all such calls since. While a function answers another process's call, own threads have
+    nobody to answer them: give these a Filter of their own, and a responder without functions.
 
     Args:
         default: the answer, or the function, for syscalls without a rule.
@@ -100,23 +150,73 @@ class Responder:
         on_error: Callable[[Exception, Notification], object] | None = None,
     ) -> None:
         self._default = allow() if default is None else _rule(default)
-        self._rules: dict[tuple[int, int], Answer | Callback] = {}
+        self._rules: dict[tuple[int, int], list[Rule]] = {}
+        self._frozen = False
         self._on_error = on_error
         self._stats = _core.Stats()
         self.fallback = deny(errno.EPERM) if fallback is None else fallback
-        if not isinstance(self.fallback, Answer) or self.fallback == hold():
+        if not isinstance(self.fallback, Answer) or self.fallback.kind in (_HOLD, _ADD_FD):
             raise ValueError(f"a fallback is allow(), deny(), reply() or kill(), got {self.fallback!r}")
 
-    def on(self, syscall: str | int, answer: Answer | Callback, *, arch: int | str | None = None) -> Responder:
-        """Answer a syscall, by name or number, with an answer or a function; the last rule for it wins.
+    def on(
+        self,
+        syscall: str | int,
+        answer: Answer | Callback,
+        *conditions: Condition,
+        arch: int | str | None = None,
+        tgid: int | Iterable[int] | None = None,
+        unreadable: Answer | Callback | None = None,
+    ) -> Responder:
+        """Answer a syscall, by name or number, with an answer or a function, where all conditions hold.
 
-        Takes effect at the next ``serve()``. ``arch`` is an AUDIT_ARCH_ token (or what the tables of syscalls know by
-        name), None for the native one.
+        Of several rules for a call the last one given that matches wins; when none does, ``default`` does. Conditions are
+        ``Arg(index, op, value)`` and ``StringArg(index, prefix=...)``, and what ``&``, ``|`` and ``~`` make of them; all are
+        decided in C. ``tgid`` restricts the rule to the threads of a process or of several (pids as this process sees
+        them; a pid that ends and is given to another process means that one from then on). ``arch`` is an AUDIT_ARCH_
+        token (or what the tables of syscalls know by name), None for the native one. Takes effect at the next ``serve()``.
 
-        Raises: UnknownSyscallError: no syscall of that name there.
+        ``unreadable`` is the answer where a StringArg cannot be read and the rest does not decide the rule: no memory there,
+        no ptrace access, no end within 4096 bytes. Default: ``deny(EFAULT)``.
+
+        To deny, to reply and to kill by a string is sound. To ``allow()`` by a string is no security boundary: the kernel
+        reads the string again, and another thread of the target, or whoever shares its memory, can change it in between.
+
+        Raises: UnknownSyscallError: no syscall of that name there. PolicyError: the responder's rules are in a Filter
+        already. TypeError, ValueError: something that is no answer, condition or pid.
+
+        Source: seccomp_unotify(2).
         """
-        self._rules[_call_key(syscall, arch)] = _rule(answer)
+        if self._frozen:
+            raise PolicyError(f"{syscall}: these rules became part of a Filter, which cannot change; make it after the last rule")
+        for condition in conditions:
+            if not isinstance(condition, Condition):
+                raise TypeError(f"{syscall}: {condition!r} is not a condition; write Arg(index, op, value) or StringArg(...)")
+        missing = deny(errno.EFAULT) if unreadable is None else _rule(unreadable)
+        rule = Rule(_rule(answer), conditions, () if tgid is None else _pids(tgid), missing)
+        rules = self._rules.setdefault(_call_key(syscall, arch), [])
+        if not rule.conditional:
+            rules.clear()
+        rules.append(rule)
         return self
+
+    def simulate(
+        self, syscall: str | int, args: Sequence[int] = (), *, arch: int | str | None = None, pid: int = 0
+    ) -> Answer | Callback:
+        """Tell which answer, or function, a call of task ``pid`` would get now; strings are read from its memory as it is.
+
+        Negative arguments stand for their two's complement. Task 0 is none: nothing of it can be read.
+        """
+        if len(args) > 6:
+            raise ValueError(f"a system call has six arguments, {len(args)} were given")
+        token, number = _call_key(syscall, arch)
+        table, functions = self._table()
+        kind, error, value, fd = table.decide(token, number, [arg % (1 << 64) for arg in args], pid)
+        if kind == _HOLD:
+            return functions[value] if value else hold()
+        if kind != _ADD_FD:
+            return Answer(kind, error, value)
+        given = [self._default, *(a for rules in self._rules.values() for r in rules for a in (r.answer, r.unreadable))]
+        return next(answer for answer in given if isinstance(answer, Answer) and answer.fd == fd)
 
     def stats(self) -> ResponderStats:
         """Read the counters of all loops that used this responder; they never stop for it."""
@@ -126,22 +226,29 @@ class Responder:
             _counts(answered), MappingProxyType(rows), tuple(self._stats.latencies()), gone, uncounted
         )
 
+    def _table(self) -> tuple[_core.Table, list[Callback]]:
+        """The rules for C. Where Python is asked it says hold, with the number of the function; 0 is hold() itself."""
+        functions: list[Callback] = [lambda _: hold()]
+
+        def fixed(answer: Answer | Callback) -> Answer:
+            if isinstance(answer, Answer):
+                return answer
+            functions.append(answer)
+            return Answer(_HOLD, 0, len(functions) - 1)
+
+        rows = [
+            (arch, nr, fixed(rule.answer), *_flatten(rule.conditions), rule.processes, fixed(rule.unreadable))
+            for (arch, nr), rules in self._rules.items()
+            for rule in rules
+        ]
+        return _core.Table(rows, fixed(self._default), self.fallback), functions
+
     def _compile(self) -> tuple[_core.Table, _core.Stats, Callable[[Any], object]]:
         """Split the rules: the table answers or holds, and what it holds goes to the function returned."""
-        fixed = [(arch, nr, _in_table(answer)) for (arch, nr), answer in self._rules.items()]
-        functions = {key: answer for key, answer in self._rules.items() if not isinstance(answer, Answer)}
-        default = self._default
-
-        def call(notification: Notification) -> object:
-            function = functions.get((notification.arch, notification.nr))
-            if function is not None:
-                return function(notification)
-            return hold() if isinstance(default, Answer) else default(notification)
-
-        table = _core.Table(fixed, _in_table(default))
-        if not functions and not isinstance(default, Answer):
-            return table, self._stats, default
-        return table, self._stats, call
+        table, functions = self._table()
+        if not self._rules and not isinstance(self._default, Answer):
+            return table, self._stats, self._default
+        return table, self._stats, lambda notification: functions[notification._rule](notification)
 
     def _report(self, error: Exception, notification: Notification) -> None:
         if self._on_error is not None:
@@ -167,8 +274,28 @@ def _rule(answer: Answer | Callback) -> Answer | Callback:
     raise TypeError(f"a rule is an answer such as deny(errno.EPERM), or a function, got {answer!r}")
 
 
-def _in_table(answer: Answer | Callback) -> Answer:
-    return answer if isinstance(answer, Answer) else hold()
+def _pids(tgid: int | Iterable[int]) -> tuple[int, ...]:
+    pids = (tgid,) if isinstance(tgid, int) else tuple(tgid)
+    for pid in pids:
+        if isinstance(pid, bool) or not isinstance(pid, int) or not 0 < pid < 1 << 31:
+            raise ValueError(f"tgid is a pid or several, got {pid!r}")
+    if not pids:
+        raise ValueError("tgid: no pid was given, so the rule could never match")
+    return tuple(sorted(set(pids)))
+
+
+def _flatten(conditions: tuple[Condition, ...]) -> tuple[tuple[Term, ...], tuple[tuple[int, bytes], ...]]:
+    """All terms, and what they ask of strings, by number."""
+    strings = tuple(string for condition in conditions for string in condition.strings)
+    terms = []
+    number = 0
+    for term in (term for condition in conditions for term in condition.terms):
+        if term[0] == STRING_TERM:
+            terms.append((STRING_TERM, term[1], 0, 0, number, 0))
+            number += 1
+        else:
+            terms.append(term)
+    return tuple(terms), strings
 
 
 def _counts(counts: tuple[int, ...]) -> Mapping[str, int]:
