@@ -90,3 +90,11 @@ from pyseccomp.errors import (
 
 # ---- formats
 from pyseccomp.formats import load as load
+
+# ---- embedding
+from pyseccomp.embed import (
+    get_examples as get_examples,
+    get_guardian as get_guardian,
+    get_include as get_include,
+    get_library as get_library,
+)
