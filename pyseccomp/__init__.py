@@ -98,3 +98,11 @@ from pyseccomp.embed import (
     get_include as get_include,
     get_library as get_library,
 )
+
+# ---- files opened for targets
+from pyseccomp.emulate import Opening as Opening, begin_open as begin_open, emulate_open as emulate_open
+from pyseccomp.errors import OpenDeniedError as OpenDeniedError
+
+# ---- filters of a dead manager
+from pyseccomp.errors import ReclaimError as ReclaimError
+from pyseccomp.reclaim import reclaim as reclaim

@@ -349,6 +349,8 @@ cdef extern from "psc.h" nogil:
         bint more
         uint32_t n_outcomes
         psc_guardian_outcome outcomes[63]
+        int manager
+        uint32_t wards
     int psc_guardian_start(const char *path, int *ret_socket)
     int psc_guardian_send(int socket, const psc_guardian_message *message, const int *fds, size_t n)
     int psc_guardian_receive(int socket, psc_guardian_message *ret_message, int *ret_fds)
@@ -447,3 +449,17 @@ cdef extern from "linux/seccomp.h" nogil:
     enum: SECCOMP_RET_TRACE
     enum: SECCOMP_RET_LOG
     enum: SECCOMP_RET_ALLOW
+
+# opening
+cdef extern from "psc.h" nogil:
+    cdef struct psc_opening:
+        int object
+        int socket
+        bint creates
+        uint64_t flags
+        uint64_t timeout_ns
+        char name[256]
+    int psc_opener_start(const char *path, int *ret_socket)
+    int psc_open_begin(int opener, psc_inbox *inbox, const psc_event *event, uint64_t timeout_ns, psc_opening *ret_opening)
+    int psc_open_finish(psc_opening *opening, int *ret_fd)
+    void psc_opening_destroy(psc_opening *opening)

@@ -18,7 +18,7 @@ def get_library() -> str:
 
 
 def get_guardian() -> str:
-    """Return the path of the helper program that ``psc_guardian_start()`` and ``psc_opener_new()`` execute."""
+    """Return the path of the helper program that ``psc_guardian_start()`` and ``psc_opener_start()`` execute."""
     return str(_PACKAGE / "guardian")
 
 

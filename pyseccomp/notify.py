@@ -10,7 +10,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol, cast
 
-from pyseccomp import _core, syscalls
+from pyseccomp import _core, emulate, syscalls
+from pyseccomp.emulate import Allowed, StrPath
 from pyseccomp.errors import ReceiveTimeoutError
 from pyseccomp.responder import Responder, allow, deny, kill, reply
 
@@ -118,6 +119,14 @@ class Notification(_core.Event):
         if target_fd is not None and not 0 <= target_fd < 1 << 31:
             raise ValueError(f"target_fd is a file descriptor number or None, got {target_fd}")
         return self._add_fd(number, -1 if target_fd is None else target_fd, cloexec, send)
+
+    def open(self, *, allowed: Allowed | None = None, within: StrPath | None = None, timeout: float = 5.0) -> int:
+        """Open for the target what it asked for by open, openat, openat2 or creat; see :mod:`pyseccomp.emulate`.
+
+        Returns a descriptor of this process, CLOEXEC and yours to close; ``add_fd(fd, send=True)`` hands it over.
+        Raises as :func:`pyseccomp.emulate.open_for` does.
+        """
+        return emulate.open_for(self, allowed=allowed, within=within, timeout=timeout)
 
     def kill(self) -> None:
         """Kill the whole process of the task (SIGKILL); the call is never carried out.
