@@ -27,8 +27,12 @@ core = Extension(
 )
 
 
-class BuildGuardian(build_ext):
-    """Build the guardian's executable beside the extension, of the same objects."""
+# What is built beside the extension, in the package: the guardian, and what other C programs are linked with.
+GUARDIAN, LIBRARY, HEADER = "guardian", "lib/libpsc.a", "include/psc.h"
+
+
+class BuildCore(build_ext):
+    """Build the guardian's executable and libpsc.a beside the extension, of the same objects."""
 
     def build_extension(self, ext):
         super().build_extension(ext)
@@ -37,26 +41,30 @@ class BuildGuardian(build_ext):
         main = self.compiler.compile(
             ["csrc/guardian_main.c"], output_dir=self.build_temp, include_dirs=ext.include_dirs, extra_postargs=ext.extra_compile_args
         )
-        self.compiler.create_static_lib(objects, "psc", output_dir=self.build_temp)
+        package = os.path.dirname(self.get_ext_fullpath(ext.name))
+        library = os.path.join(package, LIBRARY)
+        for built in (LIBRARY, HEADER):
+            self.mkpath(os.path.dirname(os.path.join(package, built)))
+        if os.path.exists(library):  # ar would keep the objects of files that are no more
+            os.unlink(library)
+        self.compiler.create_static_lib(objects, "psc", output_dir=os.path.dirname(library))
+        self.copy_file("csrc/psc.h", os.path.join(package, HEADER))
         self.compiler.link_executable(
-            main,
-            "guardian",
-            output_dir=os.path.dirname(self.get_ext_fullpath(ext.name)),
-            libraries=["psc"],
-            library_dirs=[self.build_temp],
-            extra_postargs=["-pthread", *ext.extra_link_args],
+            main, GUARDIAN, output_dir=package, extra_preargs=[], extra_postargs=[library, "-pthread", *ext.extra_link_args]
         )
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
         package = self.get_finalized_command("build_py").get_package_dir("pyseccomp")
-        self.copy_file(os.path.join(self.build_lib, "pyseccomp", "guardian"), os.path.join(package, "guardian"))
+        for built in (GUARDIAN, LIBRARY, HEADER):
+            self.mkpath(os.path.dirname(os.path.join(package, built)))
+            self.copy_file(os.path.join(self.build_lib, "pyseccomp", built), os.path.join(package, built))
 
     def get_outputs(self):
-        return [*super().get_outputs(), os.path.join(self.build_lib, "pyseccomp", "guardian")]
+        return [*super().get_outputs(), *(os.path.join(self.build_lib, "pyseccomp", b) for b in (GUARDIAN, LIBRARY, HEADER))]
 
 
 setup(
     ext_modules=cythonize([core], compiler_directives={"language_level": 3, "embedsignature": True}),
-    cmdclass={"build_ext": BuildGuardian},
+    cmdclass={"build_ext": BuildCore},
 )

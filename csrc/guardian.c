@@ -680,7 +680,7 @@ static void hear_guest(struct guardian *g, int fd)
 	done.serial = m.serial;
 	done.manager = manager_pid(g);
 	done.wards = (uint32_t)g->n;
-	done.error = m.kind == PSC_GUARDIAN_INFO ? 0 : -EINVAL;
+	done.error = m.kind == PSC_GUARDIAN_INFO || m.kind == PSC_GUARDIAN_RECLAIM ? 0 : -EINVAL;
 	if (m.kind == PSC_GUARDIAN_RECLAIM) {
 		done.error = hand_over(g, guest, &done);
 		if (done.error == 0)

@@ -10,8 +10,7 @@
  * is init's business.
  */
 #define _GNU_SOURCE
-#include "internal.h"
-#include "psc.h"
+#include "opener.h"
 
 #include <fcntl.h>
 #include <sched.h>
@@ -24,7 +23,7 @@
 #define GUARDIAN_SOCKET 3
 
 struct start {
-	const char *path;
+	const char *path, *role;
 	int socket;
 	uint8_t *stack; /* of the guardian until it has executed */
 	int error;
@@ -33,7 +32,7 @@ struct start {
 static int execute(void *arg)
 {
 	struct start *start = arg;
-	char *const argv[] = { "pyseccomp-guardian", NULL }, *const environment[] = { NULL };
+	char *const argv[] = { "pyseccomp-guardian", (char *)start->role, NULL }, *const environment[] = { NULL };
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC), fd = fcntl(start->socket, F_DUPFD, 16);
 
 	if (null < 0 || fd < 0)
@@ -81,9 +80,9 @@ static int clone_twice(struct start *start)
 	return r < 0 ? r : start->error;
 }
 
-int psc_guardian_start(const char *path, int *ret_socket)
+int psc_role_start(const char *path, const char *role, int *ret_socket)
 {
-	struct start start = { .path = path };
+	struct start start = { .path = path, .role = role };
 	_cleanup_close_ int ours = -1, theirs = -1;
 	sigset_t all, before;
 	int pair[2], r;
@@ -102,6 +101,11 @@ int psc_guardian_start(const char *path, int *ret_socket)
 		return r;
 	*ret_socket = psc_take_fd(ours);
 	return 0;
+}
+
+int psc_guardian_start(const char *path, int *ret_socket)
+{
+	return psc_role_start(path, NULL, ret_socket);
 }
 
 /* ---------------------------------------------------------------- messages */

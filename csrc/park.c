@@ -278,7 +278,7 @@ static void release(struct psc_park *park)
 	munmap(park, sizeof(*park));
 }
 
-int psc_park(const struct psc_park_options *options, struct psc_park **ret_park)
+int psc_park_start(const struct psc_park_options *options, struct psc_park **ret_park)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	struct psc_park *park;
@@ -330,7 +330,7 @@ static void wait_for_helper(struct psc_park *park)
 		raw(SYS_futex, (long)&park->helper, FUTEX_WAIT, seen, 0);
 }
 
-enum psc_park_state psc_park_state(const struct psc_park *park)
+enum psc_park_state psc_park_state_of(const struct psc_park *park)
 {
 	if (park->tried)
 		return PSC_PARK_APPLIED;

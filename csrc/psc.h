@@ -1091,8 +1091,8 @@ enum psc_park_state { PSC_PARK_WAITING, PSC_PARK_APPLIED, PSC_PARK_LOST };
 
 /* Park a thread. The program must let it end (exit). Errors of clone, of the page
  * and of the channel. */
-PSC_MUST_CHECK int psc_park(const struct psc_park_options *options, struct psc_park **ret_park);
-enum psc_park_state psc_park_state(const struct psc_park *park);
+PSC_MUST_CHECK int psc_park_start(const struct psc_park_options *options, struct psc_park **ret_park);
+enum psc_park_state psc_park_state_of(const struct psc_park *park);
 
 /* What seccomp() said; -EAGAIN: nothing yet. */
 int psc_park_result(const struct psc_park *park);
@@ -1102,6 +1102,59 @@ void psc_park_end(struct psc_park *park);
 
 /* After words were stored: wake who waits for them. */
 void psc_page_ring(const struct psc_page *page);
+/* ----------------------------------------------------------------- opening
+ *
+ * Open a file for a task that is trapped in open, openat, openat2 or creat: as it
+ * would itself, by its root, directories and credentials, and hand the descriptor
+ * over with psc_event_addfd(PSC_ADDFD_SEND). Unlike a look at the path followed by
+ * psc_notify_continue() that is a decision: what is approved is what is opened.
+ *
+ *	begin    finds the object, or the directory to make it in, with no effect on it
+ *	(look at opening.object: fstat, readlink of /proc/self/fd, ...)
+ *	finish   opens exactly that
+ *
+ * (An O_PATH descriptor is found and opened as well, but the kernel lets nobody hand
+ * one over: psc_event_addfd() says -EBADF.)
+ *
+ * Both return 0; a positive errno that the task's call is to fail with
+ * (psc_notify_error); or a negative one, if it could not be tried.
+ *
+ * Unlike the kernel: magic links of procfs (/proc/self/fd/N, so /dev/stdin too) are
+ * ELOOP; /dev/tty is ENXIO; a FIFO without O_NONBLOCK is EOPNOTSUPP; a file with a
+ * lease of somebody is EAGAIN; RESOLVE_CACHED is EAGAIN; what procfs shows by
+ * namespaces (/proc/sys, ...) is EPERM where they differ from the caller's;
+ * fs.protected_symlinks, _regular and _fifos are as if set. Landlock domains and LSM
+ * labels of the task are not taken on. */
+
+/* Start the process that opens (as psc_guardian_start(), the same program at path).
+ * It ends when our end of the socket is closed. One serves any number of threads. */
+PSC_MUST_CHECK int psc_opener_start(const char *path, int *ret_socket);
+
+#define PSC_NAME_SIZE 256
+
+struct psc_opening {
+	int object;	/* O_PATH: what was found, or the directory in which name is to be made */
+	int socket;
+	bool creates;
+	uint64_t flags; /* as asked for; O_CLOEXEC is for PSC_ADDFD_CLOEXEC */
+	uint64_t timeout_ns;
+	char name[PSC_NAME_SIZE];
+};
+
+/* -ENOENT: the call is over. -EOPNOTSUPP: it is none of the four. -EPERM: this process
+ * may not look into the task (ptrace), or the opener cannot take its credentials on
+ * (another user: CAP_SETUID, CAP_SETGID). -ESRCH: it cannot be seen from this pid
+ * namespace. -E2BIG: it has more than 1024 groups. -ETIMEDOUT: a file system did not
+ * answer within timeout_ns. -EPIPE: the opener is dead. Waits. */
+PSC_MUST_CHECK int psc_open_begin(int opener, struct psc_inbox *inbox, const struct psc_event *event,
+				  uint64_t timeout_ns, struct psc_opening *ret_opening);
+
+/* Open it; *ret_fd is yours, CLOEXEC. -EAGAIN: what was to be made is there meanwhile: begin again.
+ * The opening is over in any case. Waits, as begin. */
+PSC_MUST_CHECK int psc_open_finish(struct psc_opening *opening, int *ret_fd);
+
+/* Give it up; nothing was done. NULL, and a second time, are fine. */
+void psc_opening_destroy(struct psc_opening *opening);
 
 #ifdef __cplusplus
 }

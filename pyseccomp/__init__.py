@@ -111,3 +111,18 @@ from pyseccomp.compat import (
     set_api as set_api,
     system_arch as system_arch,
 )
+# ---- embedding
+from pyseccomp.embed import (
+    get_examples as get_examples,
+    get_guardian as get_guardian,
+    get_include as get_include,
+    get_library as get_library,
+)
+
+# ---- files opened for targets
+from pyseccomp.emulate import Opening as Opening, begin_open as begin_open, emulate_open as emulate_open
+from pyseccomp.errors import OpenDeniedError as OpenDeniedError
+
+# ---- filters of a dead manager
+from pyseccomp.errors import ReclaimError as ReclaimError
+from pyseccomp.reclaim import reclaim as reclaim

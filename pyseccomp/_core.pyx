@@ -870,6 +870,16 @@ cdef class Event:
             raise _notify_error(r, self._doing(f"add file descriptor {fd} for"))
         return r
 
+    def _open_begin(self, int opener, uint64_t timeout_ns) -> tuple[int, Opening | None]:
+        cdef int r
+        cdef cpsc.psc_inbox *inbox = self._inbox()
+        cdef Opening opening = Opening.__new__(Opening)
+        with nogil:
+            r = cpsc.psc_open_begin(opener, inbox, &self.event, timeout_ns, &opening.opening)
+        if r == -ENOENT:
+            raise _notify_error(r, self._doing("open a file for"))
+        return r, opening if r == 0 else None
+
     def __del__(self):
         if not self.open:
             return
@@ -1220,8 +1230,12 @@ cdef class Journal:
     cdef cpsc.psc_journal *journal
     cdef readonly int fd
 
-    def __cinit__(self):
-        self.fd = -1
+    def __cinit__(self, int fd=-1):
+        """Make a journal, or adopt one whose keeper is dead; fd is then this object's."""
+        self.fd = fd
+        if fd >= 0:
+            _os_check(cpsc.psc_journal_adopt(fd, &self.journal))
+            return
         _check(cpsc.psc_journal_new(&self.fd, &self.journal), "make a journal of notifications")
 
     def __dealloc__(self):
@@ -1280,7 +1294,7 @@ def guardian_receive(int socket) -> tuple[dict[str, Any], list[int]]:
         "kind": m.kind, "serial": m.serial, "ward": m.ward, "error": m.error, "state": m.state, "inject": m.inject,
         "refusal": m.refusal, "pid": m.pid, "tid": m.tid, "other_tracer": m.other_tracer, "stop_ns": m.stop_ns,
         "residue": m.residue, "no_new_privs_set": m.no_new_privs_set, "suspended": m.suspended, "more": m.more,
-        "outcomes": outcomes,
+        "outcomes": outcomes, "manager": m.manager, "wards": m.wards, "leader_only": m.leader_only,
     }
     return fields, [fds[i] for i in range(r)]
 # ------------------------------------------------------------------ features
@@ -1467,3 +1481,49 @@ cdef class Gate:
             r = cpsc.psc_gate_remove(self.gate, listener)
         if r != -ENOENT:
             _os_check(r)
+
+
+# ------------------------------------------------------------------- opening
+
+def opener_start(bytes path) -> int:
+    cdef const char *c_path = path
+    cdef int socket = -1, r
+    with nogil:
+        r = cpsc.psc_opener_start(c_path, &socket)
+    return socket if r == 0 else _os_check(r)
+
+
+cdef class Opening:
+    """What a trapped open leads to, found and not yet opened; made by Event._open_begin only."""
+
+    cdef cpsc.psc_opening opening
+
+    def __cinit__(self):
+        self.opening.object = -1
+        self.opening.socket = -1
+
+    def __dealloc__(self):
+        cpsc.psc_opening_destroy(&self.opening)
+
+    @property
+    def object(self) -> int:
+        return self.opening.object
+
+    @property
+    def flags(self) -> int:
+        return self.opening.flags
+
+    @property
+    def name(self) -> bytes | None:
+        return <bytes>self.opening.name if self.opening.creates else None
+
+    def finish(self) -> tuple[int, int]:
+        cdef int fd = -1, r
+        if self.opening.socket < 0:
+            raise ValueError("this opening is over")
+        with nogil:
+            r = cpsc.psc_open_finish(&self.opening, &fd)
+        return r, fd
+
+    def close(self) -> None:
+        cpsc.psc_opening_destroy(&self.opening)

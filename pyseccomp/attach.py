@@ -416,9 +416,11 @@ def death_answer(option: object) -> _core.Answer | None:
         return _core.Answer(1)
     if option == "kill":
         return _core.Answer(4)
-    if isinstance(option, _core.Answer) and option.kind in (1, 2, 4):
+    if option == "hold":
+        return _core.Answer(0)
+    if isinstance(option, _core.Answer) and option.kind in (0, 1, 2, 4):
         return option
-    raise ValueError(f"attach: on_supervisor_death is allow(), deny(errno) or kill(), got {option!r}")
+    raise ValueError(f"attach: on_supervisor_death is allow(), deny(errno), kill() or hold(), got {option!r}")
 
 
 def deadline_ns(deadline: float | None) -> int:

@@ -77,9 +77,12 @@ cdef extern from "psc.h" nogil:
 
     # attach
     cdef enum psc_refusal:
-        pass
+        PSC_REFUSED_KERNEL, PSC_REFUSED_GONE, PSC_REFUSED_KERNEL_THREAD, PSC_REFUSED_PERMISSION
+        PSC_REFUSED_TRACED, PSC_REFUSED_UNSTOPPABLE, PSC_REFUSED_STRICT, PSC_REFUSED_FILTERED
+        PSC_REFUSED_PRIVILEGE, PSC_REFUSED_NO_ROOM, PSC_REFUSED_LISTENER_STUCK, PSC_REFUSED_FAULT
+        PSC_REFUSED_INJECTOR, PSC_REFUSED_PARTIAL, PSC_REFUSED_NO_LISTENER
     cdef enum psc_no_new_privs:
-        pass
+        PSC_NO_NEW_PRIVS_NEVER, PSC_NO_NEW_PRIVS_ALWAYS, PSC_NO_NEW_PRIVS_AUTO
     cdef struct psc_attach_options:
         int pidfd
         const sock_filter *insns
@@ -124,6 +127,10 @@ cdef extern from "psc.h" nogil:
 
     # syscalls
     enum psc_arch:
+        PSC_ARCH_X86_64, PSC_ARCH_X86, PSC_ARCH_X32, PSC_ARCH_ARM, PSC_ARCH_AARCH64, PSC_ARCH_LOONGARCH64
+        PSC_ARCH_M68K, PSC_ARCH_MIPS, PSC_ARCH_MIPSEL, PSC_ARCH_MIPS64, PSC_ARCH_MIPSEL64, PSC_ARCH_MIPS64N32
+        PSC_ARCH_MIPSEL64N32, PSC_ARCH_PARISC, PSC_ARCH_PARISC64, PSC_ARCH_PPC, PSC_ARCH_PPC64
+        PSC_ARCH_PPC64LE, PSC_ARCH_RISCV64, PSC_ARCH_S390, PSC_ARCH_S390X, PSC_ARCH_SH, PSC_ARCH_SHEB
         PSC_ARCH_COUNT
     int psc_arch_native()
     int psc_arch_of(uint32_t token, uint32_t nr)
@@ -155,9 +162,9 @@ cdef extern from "psc.h" nogil:
         uint64_t a
         uint64_t b
     enum psc_priority:
-        PSC_PRIORITY_RESTRICTIVE
+        PSC_PRIORITY_RESTRICTIVE, PSC_PRIORITY_FIRST
     enum psc_optimize:
-        PSC_OPTIMIZE_SIZE
+        PSC_OPTIMIZE_SIZE, PSC_OPTIMIZE_DEPTH, PSC_OPTIMIZE_PROFILE
     cdef struct psc_weight:
         uint32_t token
         uint32_t nr
@@ -314,7 +321,7 @@ cdef extern from "psc.h" nogil:
 
     # gate
     enum psc_gate_state:
-        PSC_GATE_NONE
+        PSC_GATE_NONE, PSC_GATE_INACTIVE, PSC_GATE_ACTIVE, PSC_GATE_PAUSED
     cdef struct psc_page:
         pass
     int psc_filterfd_create_owned(const sock_filter *insns, size_t len, uint32_t flags, int *ret_fd, psc_page **ret_page)
@@ -336,8 +343,8 @@ cdef extern from "psc.h" nogil:
         size_t len
         uint32_t flags
         int no_new_privs
-    int psc_park_start "psc_park"(const psc_park_options *options, psc_park **ret_park)
-    int psc_park_state_of "psc_park_state"(const psc_park *park)
+    int psc_park_start(const psc_park_options *options, psc_park **ret_park)
+    int psc_park_state_of(const psc_park *park)
     int psc_park_result(const psc_park *park)
     void psc_park_end(psc_park *park)
     enum: PSC_MAX_GATE_TRIGGERS
@@ -394,6 +401,8 @@ cdef extern from "psc.h" nogil:
         bint more
         uint32_t n_outcomes
         psc_guardian_outcome outcomes[63]
+        int manager
+        uint32_t wards
     int psc_guardian_start(const char *path, int *ret_socket)
     int psc_guardian_send(int socket, const psc_guardian_message *message, const int *fds, size_t n)
     int psc_guardian_receive(int socket, psc_guardian_message *ret_message, int *ret_fds)
@@ -402,9 +411,100 @@ cdef extern from "errno.h" nogil:
     enum: ECANCELED  # libc.errno of Cython lacks it
     # features
     cdef enum psc_feature:
-        PSC_FEATURE_COUNT
+        PSC_FEATURE_FILTER, PSC_FEATURE_UNPRIVILEGED, PSC_FEATURE_FILTER_COUNT, PSC_FEATURE_LOG
+        PSC_FEATURE_TSYNC, PSC_FEATURE_TSYNC_ESRCH, PSC_FEATURE_NOTIFY, PSC_FEATURE_CONTINUE
+        PSC_FEATURE_ADDFD, PSC_FEATURE_ADDFD_SEND, PSC_FEATURE_WAIT_KILLABLE, PSC_FEATURE_SYNC_WAKE_UP
+        PSC_FEATURE_LISTENER_ENDS, PSC_FEATURE_PIDFD_OPEN, PSC_FEATURE_PIDFD_GETFD, PSC_FEATURE_PIDFD_THREAD
+        PSC_FEATURE_PTRACE_CHILD, PSC_FEATURE_PTRACE_OTHER, PSC_FEATURE_CAP_SYS_ADMIN
+        PSC_FEATURE_CAP_SYS_PTRACE, PSC_FEATURE_SUSPEND_SECCOMP, PSC_FEATURE_GET_FILTER, PSC_FEATURE_PROC_MEM
+        PSC_FEATURE_MEMFD_SEALS, PSC_FEATURE_I386, PSC_FEATURE_X32, PSC_FEATURE_COUNT
     cdef struct psc_probe:
         int error
         int signal
         int64_t value
     int psc_feature_probe(psc_feature feature, psc_probe *ret_probe)
+
+# What this package itself does not use, for those who embed the core.
+cdef extern from "psc.h" nogil:
+    enum: PSC_MAX_PATH_INSNS
+    enum: PSC_TASK_NAME_SIZE
+    enum: PSC_X32_BIT
+    enum: PSC_COMPARE_32
+    enum: PSC_COMPARE_SIGNED
+    enum: PSC_GATE_SLOTS
+    enum psc_op:
+        PSC_OP_NE
+        PSC_OP_LT
+        PSC_OP_LE
+        PSC_OP_EQ
+        PSC_OP_GE
+        PSC_OP_GT
+        PSC_OP_MASKED_EQ
+        PSC_OP_RANGE
+    enum psc_term_kind:
+        PSC_TERM_COMPARE
+        PSC_TERM_NOT
+        PSC_TERM_AND
+        PSC_TERM_OR
+    enum psc_guardian_kind:
+        PSC_GUARDIAN_HELLO
+        PSC_GUARDIAN_WATCH
+        PSC_GUARDIAN_ACTIVATE
+        PSC_GUARDIAN_LISTEN
+        PSC_GUARDIAN_RELEASE
+        PSC_GUARDIAN_BYE
+        PSC_GUARDIAN_INFO
+        PSC_GUARDIAN_RECLAIM
+        PSC_GUARDIAN_DONE
+        PSC_GUARDIAN_ACTED
+        PSC_GUARDIAN_WARD
+    enum psc_ward_state:
+        PSC_WARD_INACTIVE
+        PSC_WARD_ACTIVE
+        PSC_WARD_KILLED
+        PSC_WARD_GONE
+        PSC_WARD_FAILED
+    uint32_t psc_decision_merge(uint32_t newer, uint32_t older)
+    int psc_query_parse_status(const char *text, size_t len, psc_task_state *ret_task)
+    int psc_query_parse_stat(const char *text, size_t len, uint64_t *ret_start_time, uint64_t *ret_flags)
+    int psc_notify_check_sizes()
+    int psc_notify_continue(int fd, uint64_t id)
+    int psc_notify_error(int fd, uint64_t id, int error)
+    int psc_notify_value(int fd, uint64_t id, int64_t value)
+    int psc_notify_valid(int fd, uint64_t id)
+    int psc_notify_sync_wakeup(int fd, bint on)
+    ssize_t psc_notify_read(int fd, const seccomp_notif *n, uint64_t addr, void *ret_data, size_t size)
+    ssize_t psc_notify_read_string(int fd, const seccomp_notif *n, uint64_t addr, char *ret_data, size_t size)
+    int psc_notify_kill(int fd, const seccomp_notif *n)
+    int psc_journal_adopt(int fd, psc_journal **ret_journal)
+    size_t psc_journal_orphans(const psc_journal *journal)
+    int psc_guardian_run(int socket)
+    int psc_page_keep_on_fork(psc_page *page, bint keep)
+    void psc_page_adopt(psc_page *page)
+    void psc_page_store(psc_page *page, unsigned int slot, psc_gate_state state)
+    int psc_gate_serve(int listener, psc_page *page, unsigned int slot, const sock_filter *insns, size_t len,
+                       const psc_gate_trigger *triggers, size_t n_triggers, int stop_fd)
+
+cdef extern from "linux/seccomp.h" nogil:
+    enum: SECCOMP_RET_KILL_PROCESS
+    enum: SECCOMP_RET_KILL_THREAD
+    enum: SECCOMP_RET_TRAP
+    enum: SECCOMP_RET_ERRNO
+    enum: SECCOMP_RET_USER_NOTIF
+    enum: SECCOMP_RET_TRACE
+    enum: SECCOMP_RET_LOG
+    enum: SECCOMP_RET_ALLOW
+
+# opening
+cdef extern from "psc.h" nogil:
+    cdef struct psc_opening:
+        int object
+        int socket
+        bint creates
+        uint64_t flags
+        uint64_t timeout_ns
+        char name[256]
+    int psc_opener_start(const char *path, int *ret_socket)
+    int psc_open_begin(int opener, psc_inbox *inbox, const psc_event *event, uint64_t timeout_ns, psc_opening *ret_opening)
+    int psc_open_finish(psc_opening *opening, int *ret_fd)
+    void psc_opening_destroy(psc_opening *opening)

@@ -110,6 +110,14 @@ class NotificationGoneError(NotificationError):
     """The call that was notified is over: its task died or was interrupted. A normal race; nothing is left to answer."""
 
 
+class OpenDeniedError(NotificationError):
+    """A file could not be opened for a target; ``errno`` is what its call is to fail with."""
+
+
+class ReclaimError(SeccompError, OSError):
+    """A name of filters could not be taken or reclaimed: unknown (ENOENT), or its manager lives (EBUSY)."""
+
+
 class TargetsGoneError(NotificationError):
     """No task is left under this listener."""
 

@@ -16,7 +16,7 @@ from multiprocessing import reduction
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pyseccomp import _core, gate, park
+from pyseccomp import _core, gate, names, park
 from pyseccomp.attach import (
     NO_NEW_PRIVS,
     Attachment,
@@ -79,7 +79,9 @@ class Filter(Owned, Receiver):
     ENOSYS. What was attached stays in force; nothing in the kernel takes a filter away again.
 
     wait_killable: once a notification has been received only fatal signals interrupt the call (Linux 5.19; without
-    effect on older kernels). log: the kernel logs every answer but ALLOW.
+    effect on older kernels). log: the kernel logs every answer but ALLOW. name: by which :func:`reclaim` finds what was
+    attached with on_supervisor_death="hold", after this process's death; it is taken with the first attachment that has a
+    guardian, and given back when nothing is left under it.
 
     responder: its rules that registers alone decide become part of the program (:mod:`pyseccomp.offload`), so that those
     calls never wait for anybody; serve by the same responder for the rest. It takes no more rules then.
@@ -88,10 +90,19 @@ class Filter(Owned, Receiver):
     """
 
     _fd = -1
+    _name: str | None = None
 
     def __init__(
-        self, policy: Policy | Program, *, responder: Responder | None = None, log: bool = False, wait_killable: bool = True
+        self,
+        policy: Policy | Program,
+        *,
+        responder: Responder | None = None,
+        log: bool = False,
+        wait_killable: bool = True,
+        name: str | None = None,
     ) -> None:
+        if name is not None:
+            names.check(name)
         program = policy.compile() if isinstance(policy, Policy) else policy
         if not isinstance(program, Program):
             raise TypeError(f"Filter() takes a Policy or a Program, got {type(program).__name__}")
@@ -105,6 +116,7 @@ class Filter(Owned, Receiver):
                 raise UnsupportedError(error.errno, "making a filter: this kernel has no F_SEAL_FUTURE_WRITE") from None
             raise KernelError(error.errno, f"making a filter: {error.strerror}") from None
         self._take(fd, program, flags, page)
+        self._name = name
 
     def _take(self, fd: int, program: Program, flags: int, page: _core.Page) -> None:
         self._fd = fd
@@ -322,7 +334,7 @@ class Filter(Owned, Receiver):
         deadline: float | None = None,
         on_deadline: Literal["activate", "kill"] = "activate",
         timeout: float = 5.0,
-        on_supervisor_death: Answer | Literal["allow", "kill"] | None = None,
+        on_supervisor_death: Answer | Literal["allow", "kill", "hold"] | None = None,
     ) -> Attachment:
         """Attach to a process: the caller's own (None), by pid, by anything with ``.pid``, or by pidfd.
 
@@ -358,8 +370,9 @@ class Filter(Owned, Receiver):
         deadline: with active=False, seconds after which the attachment is activated, or the process killed, as on_deadline
         says; the death of this process is the deadline too. A process that can then not be filtered, for ``timeout``
         seconds, is killed. on_supervisor_death: what calls that are notified get when this process is dead, those that it
-        had received through this object among them: allow(), deny(errno) or kill(), which kills the target as well; None:
-        ENOSYS, from the kernel. Both are kept by a guardian, a small process that sleeps until then and is started with
+        had received through this object among them: allow(), deny(errno) or kill(), which kills the target as well; hold():
+        they wait, received ones too, until another process of the same user calls :func:`reclaim` (takes
+        ``Filter(name=)``); None: ENOSYS, from the kernel. Both are kept by a guardian, a small process that sleeps until then and is started with
         the first attachment of a filter that asks for it; if it cannot be, or could not act, the attach is refused.
 
         For another process this takes the right to ptrace it (same user, or CAP_SYS_PTRACE; YAMA may ask more). If it
@@ -401,9 +414,11 @@ class Filter(Owned, Receiver):
         deadline: float | None,
         on_deadline: Literal["activate", "kill"],
         timeout: float,
-        on_supervisor_death: Answer | Literal["allow", "kill"] | None,
+        on_supervisor_death: Answer | Literal["allow", "kill", "hold"] | None,
     ) -> Attachment:
         answer = death_answer(on_supervisor_death)
+        if answer is not None and answer.kind == 0 and self._name is None:
+            raise ValueError("attach: on_supervisor_death='hold' goes with Filter(name=), by which ps.reclaim() finds it")
         if deadline is not None and active:
             raise ValueError("attach: deadline= goes with active=False")
         if activate_on is not None and answer is not None:
@@ -520,10 +535,9 @@ class Filter(Owned, Receiver):
             )
         with self._lock:
             if self._guardian is None:
-                me = weakref.WeakMethod(self._on_acted)
-                lost = weakref.WeakMethod(self._on_lost)
+                name = self._name
                 self._guardian = Guardian(
-                    self._memfd, self._inbox, lambda *event: _call(me, *event), lambda: _call(lost)
+                    self._memfd, self._inbox, *self._hooks(), None if name is None else lambda: names.take(name)
                 )
             ward, self._next_ward = self._next_ward, self._next_ward + 1
             self._wards[ward] = weakref.ref(attachment)
@@ -543,6 +557,11 @@ class Filter(Owned, Receiver):
             no_new_privs=NO_NEW_PRIVS[attachment.no_new_privs],
         )
         attachment._ward = ward
+
+    def _hooks(self) -> tuple[Callable[..., None], Callable[[], None]]:
+        """What the guardian calls; it does not keep this object alive."""
+        me, lost = weakref.WeakMethod(self._on_acted), weakref.WeakMethod(self._on_lost)
+        return lambda *event: _call(me, *event), lambda: _call(lost)
 
     def _on_acted(self, message: Message, fds: list[int]) -> None:
         attachment = self._wards.get(message["ward"], lambda: None)()

@@ -20,7 +20,8 @@ from pyseccomp import _core
 from pyseccomp.errors import KernelError, NotPermittedError, UnsupportedError
 
 HELLO, WATCH, ACTIVATE, LISTEN, RELEASE, BYE = range(1, 7)
-DONE, ACTED = 9, 10
+INFO, RECLAIM = 7, 8
+DONE, ACTED, WARD = 9, 10, 11
 INACTIVE, ACTIVE, KILLED, GONE, FAILED = range(5)
 
 Message = dict[str, Any]
@@ -34,7 +35,9 @@ class Guardian:
     Raises UnsupportedError when it cannot be started: nothing may then rely on it.
     """
 
-    def __init__(self, memfd: int, inbox: _core.Inbox, on_acted: OnActed, on_lost: OnLost) -> None:
+    def __init__(
+        self, memfd: int, inbox: _core.Inbox, on_acted: OnActed, on_lost: OnLost, named: Callable[[], int] | None = None
+    ) -> None:
         path = Path(_core.__file__ or "").with_name("guardian")
         try:
             self._socket = _core.guardian_start(os.fsencode(path))
@@ -42,6 +45,24 @@ class Guardian:
             raise UnsupportedError(
                 error.errno, f"starting the guardian {path}: {error.strerror}; without it nothing outlives this process"
             ) from None
+        self._begin(on_acted, on_lost)
+        pidfd = os.pidfd_open(self._owner)
+        fds = [memfd, -1, pidfd]
+        try:
+            journal = _core.Journal()
+            fds[1] = journal.fd
+            if named is not None:
+                fds.append(named())
+            self._ask("greet the guardian", HELLO, fds)
+            inbox.keep_journal(journal)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            for fd in fds[2:]:
+                os.close(fd)
+
+    def _begin(self, on_acted: OnActed, on_lost: OnLost) -> None:
         self._owner = os.getpid()
         self._on_acted, self._on_lost = on_acted, on_lost
         self._lock = threading.Lock()
@@ -50,16 +71,14 @@ class Guardian:
         self._closing = self._lost = False
         self._thread = threading.Thread(target=self._hear, name="pyseccomp-guardian", daemon=True)
         self._thread.start()
-        journal = _core.Journal()
-        pidfd = os.pidfd_open(self._owner)
-        try:
-            self._ask("greet the guardian", HELLO, [memfd, journal.fd, pidfd])
-            inbox.keep_journal(journal)
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            os.close(pidfd)
+
+    @classmethod
+    def adopt(cls, connection: int, on_acted: OnActed, on_lost: OnLost) -> Guardian:
+        """Be the manager of a guardian that was reclaimed over this connection, which becomes this object's."""
+        self = cls.__new__(cls)
+        self._socket = connection
+        self._begin(on_acted, on_lost)
+        return self
 
     def watch(self, ward: int, pidfd: int, what: str, **options: Any) -> bool:
         """Put a target into its care; True if it can inject there.

@@ -9,7 +9,8 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol, cast
 
-from pyseccomp import _core, compat_notify, syscalls
+from pyseccomp import _core, compat_notify, emulate, syscalls
+from pyseccomp.emulate import Allowed, StrPath
 from pyseccomp.errors import ReceiveTimeoutError
 from pyseccomp.responder import Responder
 
@@ -98,6 +99,14 @@ class Notification(_core.Event, metaclass=_NotificationType):
         if target_fd is not None and not 0 <= target_fd < 1 << 31:
             raise ValueError(f"target_fd is a file descriptor number or None, got {target_fd}")
         return self._add_fd(number, -1 if target_fd is None else target_fd, cloexec, send)
+
+    def open(self, *, allowed: Allowed | None = None, within: StrPath | None = None, timeout: float = 5.0) -> int:
+        """Open for the target what it asked for by open, openat, openat2 or creat; see :mod:`pyseccomp.emulate`.
+
+        Returns a descriptor of this process, CLOEXEC and yours to close; ``add_fd(fd, send=True)`` hands it over.
+        Raises as :func:`pyseccomp.emulate.open_for` does.
+        """
+        return emulate.open_for(self, allowed=allowed, within=within, timeout=timeout)
 
     def __repr__(self) -> str:
         state = "answered" if self.answered else "waiting"
