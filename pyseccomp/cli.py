@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyseccomp import cli_policy, formats, syscalls
+from pyseccomp import cli_policy, cli_trace, formats, syscalls
 from pyseccomp.cli_policy import errno_text
 from pyseccomp.errors import PolicyError, SeccompError
 from pyseccomp.features import Feature, features
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("second", metavar="B", help="a file of any format; - is stdin")
     one.add_argument("--thread", metavar="NAME", help="which filter of Firecracker's JSON")
     _add_simulate(commands)
+    cli_trace.add_commands(commands, _add)
     _add(commands, "demo", _demo, "the whole path on a real server: detach, bind, activate under load, answer, query")
     return parser
 
