@@ -1155,6 +1155,97 @@ PSC_MUST_CHECK int psc_open_finish(struct psc_opening *opening, int *ret_fd);
 
 /* Give it up; nothing was done. NULL, and a second time, are fine. */
 void psc_opening_destroy(struct psc_opening *opening);
+/* ------------------------------------------------------------------- trace
+ *
+ * Let notified calls run and keep account of them: counts by call and by thread, the
+ * values of chosen arguments, and, if wanted, a record of each call with the memory that
+ * its arguments point to. Results of calls are never seen: a notification comes at the
+ * entry of a call. One thread runs the loop; anybody reads.
+ */
+
+#define PSC_TRACE_VALUES 16
+
+enum psc_trace_capture {
+	PSC_CAPTURE_NONE,
+	PSC_CAPTURE_STRING,
+	PSC_CAPTURE_VECTOR,	/* a NULL-terminated array of strings */
+	PSC_CAPTURE_BUFFER = 8, /* + the index of the argument that tells its length */
+};
+
+struct psc_trace_spec {
+	uint32_t arch; /* AUDIT_ARCH_* */
+	int nr;
+	bool begins;	/* nothing counts before the first call that has this in its spec */
+	bool ends;	/* the thread makes no further call */
+	bool silent;	/* counted, but not recorded */
+	int8_t watch;	/* the argument whose values (the low 32 bits) are kept; -1: none */
+	uint8_t capture[6]; /* enum psc_trace_capture, by argument */
+};
+
+/* A recorded call. Behind it, within size (a multiple of 8), the captures: PSC_CAPTURED | argument (u8), enum
+ * psc_captured (u8), length (u16), bytes; zeros fill up. */
+struct psc_trace_record {
+	uint32_t size;
+	int32_t tid;
+	int64_t ns; /* CLOCK_MONOTONIC, of its receipt */
+	uint32_t arch;
+	int32_t nr;
+	uint64_t args[6];
+};
+
+#define PSC_CAPTURED 0x80
+
+enum psc_captured {
+	PSC_CAPTURED_WHOLE,
+	PSC_CAPTURED_CUT, /* there is more in the target */
+	PSC_CAPTURED_NOT, /* not readable */
+};
+
+/* until_next_ns and longest_ns: from letting it run to the same thread's next notified call, which is no less
+ * than the call took; timed of them ended so. arch 0: calls beyond the 1024 that are told apart. */
+struct psc_trace_row {
+	uint32_t arch;
+	int32_t nr;
+	uint64_t count, timed, until_next_ns, longest_ns;
+};
+
+/* arch, nr: its last call, arch 0 if it has ended; since_ns: when that was let run. tid 0: those that our pid
+ * namespace does not show, and those beyond 32768. */
+struct psc_trace_thread {
+	int32_t tid;
+	uint32_t arch;
+	int32_t nr;
+	uint64_t count;
+	int64_t since_ns;
+};
+
+struct psc_trace;
+
+/* snap: bytes captured of one argument, at most 4096. ring: bytes for records, a power of two up to 2^28; 0: count
+ * only. -EINVAL: one of these, or a spec, is not sound. -EMFILE, -ENOMEM. */
+PSC_MUST_CHECK int psc_trace_new(const struct psc_trace_spec *specs, size_t n, uint32_t snap, size_t ring,
+				 struct psc_trace **ret_trace);
+/* Not while it runs. NULL is fine. */
+void psc_trace_free(struct psc_trace *trace);
+
+/* Receive, note, let run. Returns as psc_serve() does, never 1. Waits; also for room in the ring, in which case the
+ * targets wait. -EBUSY: another thread runs it. */
+PSC_MUST_CHECK int psc_trace_run(struct psc_trace *trace, struct psc_inbox *inbox, struct psc_event *event);
+
+/* Bytes of records that wait, whole records always; and take exactly that many. For one thread at a time. */
+size_t psc_trace_pending(const struct psc_trace *trace);
+void psc_trace_take(struct psc_trace *trace, void *ret_records, size_t size);
+/* Wait for records, or for the end of the loop: 1 if records wait, 0, -EINTR. */
+PSC_MUST_CHECK int psc_trace_wait(struct psc_trace *trace, int timeout_ms);
+/* No more records: nobody will take them. */
+void psc_trace_deaf(struct psc_trace *trace);
+
+/* At most size of them, in no order; how many there are. */
+size_t psc_trace_rows(const struct psc_trace *trace, struct psc_trace_row *ret_rows, size_t size);
+size_t psc_trace_threads(const struct psc_trace *trace, struct psc_trace_thread *ret_threads, size_t size);
+/* The values seen of a call's watched argument: how many. -E2BIG: more than PSC_TRACE_VALUES. */
+PSC_MUST_CHECK int psc_trace_values(const struct psc_trace *trace, uint32_t arch, int nr,
+				    uint32_t ret_values[PSC_TRACE_VALUES]);
 
 #ifdef __cplusplus
 }

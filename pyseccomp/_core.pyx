@@ -1527,3 +1527,103 @@ cdef class Opening:
 
     def close(self) -> None:
         cpsc.psc_opening_destroy(&self.opening)
+
+
+# --------------------------------------------------------------------- trace
+
+cdef class Trace:
+    """The loop that lets calls run and counts them, and the records that it makes."""
+
+    cdef cpsc.psc_trace *trace
+
+    def __cinit__(self, specs, uint32_t snap, size_t ring):
+        cdef size_t n = len(specs), i = 0, k
+        cdef int r
+        cdef cpsc.psc_trace_spec *list_
+        list_ = <cpsc.psc_trace_spec *>PyMem_Calloc(n + 1, sizeof(cpsc.psc_trace_spec))
+        if list_ == NULL:
+            raise MemoryError()
+        try:
+            for arch, nr, begins, ends, silent, watch, capture in specs:
+                list_[i].arch, list_[i].nr, list_[i].begins, list_[i].ends = arch, nr, begins, ends
+                list_[i].silent, list_[i].watch = silent, watch
+                for k in range(6):
+                    list_[i].capture[k] = capture[k]
+                i += 1
+            r = cpsc.psc_trace_new(list_, n, snap, ring, &self.trace)
+        finally:
+            PyMem_Free(list_)
+        _check(r, "make a trace")
+
+    def __dealloc__(self):
+        cpsc.psc_trace_free(self.trace)
+
+    def run(self, Inbox inbox not None) -> bool:
+        """Let every call run. True: stopped; False: no task is left."""
+        cdef cpsc.psc_event event
+        cdef int r
+        cpsc.psc_inbox_begin(inbox.inbox, &event)
+        try:
+            while True:
+                with nogil:
+                    r = cpsc.psc_trace_run(self.trace, inbox.inbox, &event)
+                if r == -EINTR:
+                    PyErr_CheckSignals()
+                elif r == -ECANCELED or r == -ESHUTDOWN:
+                    return r == -ECANCELED
+                else:
+                    _check(r, "trace notifications")
+        finally:
+            cpsc.psc_inbox_end(inbox.inbox)
+
+    def wait(self, int timeout_ms) -> bool:
+        """Wait for records; True if there are any."""
+        cdef int r
+        with nogil:
+            r = cpsc.psc_trace_wait(self.trace, timeout_ms)
+        if r == -EINTR:
+            PyErr_CheckSignals()
+            return cpsc.psc_trace_pending(self.trace) > 0
+        return _check(r, "wait for traced calls") > 0
+
+    def take(self) -> bytes:
+        cdef size_t size = cpsc.psc_trace_pending(self.trace)
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
+        cdef char *out = PyBytes_AS_STRING(data)
+        with nogil:
+            cpsc.psc_trace_take(self.trace, out, size)
+        return data
+
+    def deaf(self) -> None:
+        cpsc.psc_trace_deaf(self.trace)
+
+    def rows(self) -> list[tuple[int, int, int, int, int, int]]:
+        cdef size_t n = cpsc.psc_trace_rows(self.trace, NULL, 0)
+        cdef cpsc.psc_trace_row *rows = <cpsc.psc_trace_row *>PyMem_Calloc(n + 1, sizeof(cpsc.psc_trace_row))
+        if rows == NULL:
+            raise MemoryError()
+        try:
+            n = min(n, cpsc.psc_trace_rows(self.trace, rows, n))
+            return [
+                (rows[i].arch, rows[i].nr, rows[i].count, rows[i].timed, rows[i].until_next_ns, rows[i].longest_ns)
+                for i in range(n)
+            ]
+        finally:
+            PyMem_Free(rows)
+
+    def threads(self) -> list[tuple[int, int, int, int, int]]:
+        cdef size_t n = cpsc.psc_trace_threads(self.trace, NULL, 0)
+        cdef cpsc.psc_trace_thread *threads = <cpsc.psc_trace_thread *>PyMem_Calloc(n + 1, sizeof(cpsc.psc_trace_thread))
+        if threads == NULL:
+            raise MemoryError()
+        try:
+            n = min(n, cpsc.psc_trace_threads(self.trace, threads, n))
+            return [(threads[i].tid, threads[i].arch, threads[i].nr, threads[i].count, threads[i].since_ns) for i in range(n)]
+        finally:
+            PyMem_Free(threads)
+
+    def values(self, uint32_t arch, int nr) -> list[int] | None:
+        """The values of the watched argument; None for too many."""
+        cdef uint32_t values[cpsc.PSC_TRACE_VALUES]
+        cdef int n = cpsc.psc_trace_values(self.trace, arch, nr, values)
+        return None if n < 0 else [values[i] for i in range(n)]

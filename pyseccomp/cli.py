@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyseccomp import cli_policy, formats, syscalls
+from pyseccomp import cli_policy, cli_trace, formats, syscalls
 from pyseccomp.cli_policy import errno_text
 from pyseccomp.decompile import decompile
 from pyseccomp.errors import PolicyError, SeccompError
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("second", metavar="B", help="a file of any format; - is stdin")
     cli_policy.add_file_arguments(one)
     _add_simulate(commands)
+    cli_trace.add_commands(commands, _add)
     _add(commands, "demo", _demo, "the whole path on a real server: detach, bind, activate under load, answer, query")
     return parser
 

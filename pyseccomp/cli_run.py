@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     program = cli_policy.load(options)
     responder = _responder(options)
     with Filter(program) as filter:
-        pid, release = _fork_stopped(options.argv)
+        pid, release = fork_stopped(options.argv)
         try:
             filter.attach(pid)
         except BaseException:
@@ -48,14 +48,16 @@ def run(options: argparse.Namespace) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _fork_stopped(argv: list[str]) -> tuple[int, Callable[[], None]]:
+def fork_stopped(argv: list[str], program: str | None = None) -> tuple[int, Callable[[], None]]:
     """Fork a child that stops itself until released, then executes argv: the pid, and what releases it.
 
     The release is a byte of shared memory, so that a SIGCONT from anybody else, or our own death, never lets the
     command run without the filter; and reading it takes no system call that the filter could refuse.
     """
     gate = mmap.mmap(-1, mmap.PAGESIZE)
-    paths = [argv[0]] if "/" in argv[0] else [os.path.join(place, argv[0]) for place in os.get_exec_path()]
+    paths = [program or argv[0]]
+    if program is None and "/" not in argv[0]:
+        paths = [os.path.join(place, argv[0]) for place in os.get_exec_path()]
     environment = dict(os.environ)
     parent = os.getpid()
     sys.stdout.flush()
@@ -87,7 +89,7 @@ def _become(gate: mmap.mmap, parent: int, paths: list[str], argv: list[str], env
                 continue
             except OSError as error:
                 status, why = NOT_EXECUTABLE, os.strerror(error.errno or 0)
-        os.write(2, f"pyseccomp run: {argv[0]}: {why}\n".encode(errors="surrogateescape"))
+        os.write(2, f"pyseccomp: {argv[0]}: {why}\n".encode(errors="surrogateescape"))
     finally:
         os._exit(status)
 

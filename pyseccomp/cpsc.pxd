@@ -1,6 +1,6 @@
 # Declarations of psc.h, one for one; nothing else declares C of ours.
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "psc.h" nogil:
     cdef struct sock_filter:
@@ -406,6 +406,42 @@ cdef extern from "psc.h" nogil:
     int psc_guardian_start(const char *path, int *ret_socket)
     int psc_guardian_send(int socket, const psc_guardian_message *message, const int *fds, size_t n)
     int psc_guardian_receive(int socket, psc_guardian_message *ret_message, int *ret_fds)
+
+    # trace
+    enum: PSC_TRACE_VALUES
+    cdef struct psc_trace_spec:
+        uint32_t arch
+        int nr
+        bint begins
+        bint ends
+        bint silent
+        int8_t watch
+        uint8_t capture[6]
+    cdef struct psc_trace_row:
+        uint32_t arch
+        int32_t nr
+        uint64_t count
+        uint64_t timed
+        uint64_t until_next_ns
+        uint64_t longest_ns
+    cdef struct psc_trace_thread:
+        int32_t tid
+        uint32_t arch
+        int32_t nr
+        uint64_t count
+        int64_t since_ns
+    cdef struct psc_trace:
+        pass
+    int psc_trace_new(const psc_trace_spec *specs, size_t n, uint32_t snap, size_t ring, psc_trace **ret_trace)
+    void psc_trace_free(psc_trace *trace)
+    int psc_trace_run(psc_trace *trace, psc_inbox *inbox, psc_event *event)
+    size_t psc_trace_pending(const psc_trace *trace)
+    void psc_trace_take(psc_trace *trace, void *ret_records, size_t size)
+    int psc_trace_wait(psc_trace *trace, int timeout_ms)
+    void psc_trace_deaf(psc_trace *trace)
+    size_t psc_trace_rows(const psc_trace *trace, psc_trace_row *ret_rows, size_t size)
+    size_t psc_trace_threads(const psc_trace *trace, psc_trace_thread *ret_threads, size_t size)
+    int psc_trace_values(const psc_trace *trace, uint32_t arch, int nr, uint32_t *ret_values)
 
 cdef extern from "errno.h" nogil:
     enum: ECANCELED  # libc.errno of Cython lacks it

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -115,6 +116,15 @@ class Guardian:
         with contextlib.suppress(OSError):
             _core.guardian_send(self._socket, [], BYE, 0)
         if threading.current_thread() is not self._thread:
+            self._thread.join()
+        os.close(self._socket)
+
+    def leave(self) -> None:
+        """Let go as if this process had died: from now on the guardian does what was promised for that."""
+        self._closing = True
+        if os.getpid() == self._owner:
+            with socket.socket(fileno=os.dup(self._socket)) as connection, contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
             self._thread.join()
         os.close(self._socket)
 
