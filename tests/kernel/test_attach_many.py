@@ -14,7 +14,7 @@ import pytest
 
 import pyseccomp as ps
 from attaching import deny_getppid, notify_getppid, rounds
-from harness import build_victim, in_child
+from harness import build_victim, descriptors, in_child
 
 ROUNDS = rounds(400)
 WARM_UP = 50
@@ -37,7 +37,7 @@ def holdings() -> Holdings:
     gc.collect()
     tasks = os.listdir("/proc/self/task")
     return Holdings(
-        descriptors=len(os.listdir("/proc/self/fd")),
+        descriptors=len(descriptors()),
         threads=len(tasks),
         children=sum(len(Path(f"/proc/self/task/{t}/children").read_text().split()) for t in tasks),
         mappings=len(Path("/proc/self/maps").read_text().splitlines()),

@@ -9,14 +9,9 @@ import pytest
 
 import pyseccomp as ps
 from attaching import ask, deny_getppid, filter_counts, thread_ids, visible, wait_until
-from harness import build_victim, in_child, status_field, victim
+from harness import build_victim, descriptors, in_child, status_field, victim
 
 NOBODY = 65534
-
-
-def descriptors() -> set[str]:
-    """The numbers of this process's open descriptors."""
-    return set(os.listdir("/proc/self/fd"))
 
 
 def test_a_process_id_that_nobody_has_is_gone() -> None:

@@ -11,7 +11,7 @@ import textwrap
 import threading
 
 import pytest
-from harness import in_child
+from harness import descriptors, in_child
 
 import pyseccomp as ps
 
@@ -202,10 +202,10 @@ def test_addfd():
                 f.notify_addfd(bad)
         f.respond_notify(ps.NotificationResponse(n))
         assert os.waitpid(pid, 0)[1] == 0
-        fds = len(os.listdir("/proc/self/fd"))
+        fds = len(descriptors())
         del f
         gc.collect()
-        return fds - len(os.listdir("/proc/self/fd"))
+        return fds - len(descriptors())
 
     assert in_child(child) == 1
 

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from harness import in_child, status_field
+from harness import descriptors, in_child, status_field
 
 from pyseccomp import _core
 from pyseccomp.features import _ENTRIES, Feature, _Probe, features
@@ -77,7 +77,7 @@ def test_the_caller_is_left_as_it_was() -> None:
                 status_field(own, name)
                 for name in ("NoNewPrivs", "Seccomp", "Seccomp_filters", "Threads", "SigBlk", "CapEff")
             ],
-            sorted(os.listdir("/proc/self/fd")),
+            descriptors(),
             Path(f"/proc/{own}/task/{own}/children").read_text(),
         )
 

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
-from harness import Victim, in_child, victim
+from harness import Victim, descriptors, in_child, victim
 
 import pyseccomp as ps
 
@@ -44,10 +44,6 @@ def policy(action: ps.Action, syscall: str = "mkdir") -> ps.Policy:
 def detached() -> Iterator[ps.Filter]:
     with ps.Filter(policy(ps.ERRNO(77))) as f:
         yield f
-
-
-def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def image(header: bytes = b"", program: bytes = b"", size: int | None = None) -> bytes:
@@ -121,11 +117,11 @@ def test_flags_travel_with_the_fd() -> None:
 )
 def test_what_is_no_trustworthy_filter_is_refused_and_nothing_leaks(make: object, reason: str) -> None:
     fd = make()  # type: ignore[operator]
-    before = open_fds()
+    before = len(descriptors())
     try:
         with pytest.raises(ps.FilterFdError, match=reason):
             ps.Filter.from_fd(fd)
-        assert open_fds() == before
+        assert len(descriptors()) == before
     finally:
         os.close(fd)
 
@@ -172,12 +168,12 @@ def test_a_filter_goes_through_a_socket_to_another_process() -> None:
 def test_receiving_anything_but_one_descriptor_is_refused_and_closes_what_came(count: int) -> None:
     here, there = socket.socketpair()
     with here, there, open("/dev/null") as null:
-        before = open_fds()
+        before = len(descriptors())
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [null.fileno()] * count))] if count else []
         here.sendmsg([b"F"], ancillary)
         with pytest.raises(ps.FilterFdError, match="expected one descriptor"):
             ps.Filter.recv(there)
-        assert open_fds() == before
+        assert len(descriptors()) == before
 
 
 def test_receiving_from_a_closed_connection_says_so() -> None:
@@ -209,12 +205,12 @@ def test_a_filter_passes_through_multiprocessing(detached: ps.Filter, method: st
 
 def test_a_filter_dropped_open_warns_and_closes() -> None:
     gc.collect()
-    before = open_fds()
+    before = len(descriptors())
     f = ps.Filter(policy(ps.ERRNO(1)))
     with pytest.warns(ResourceWarning, match="unclosed <Filter"):
         del f
         gc.collect()
-    assert open_fds() == before
+    assert len(descriptors()) == before
 
 
 def test_a_closed_filter_refuses_everything_but_close() -> None:
@@ -301,7 +297,7 @@ def _answer_by_raw_ioctl(listener: int, target: Victim, pollable: int | None = N
 
 def test_ten_thousand_filters_leak_no_descriptor() -> None:
     program = policy(ps.NOTIFY).compile()
-    before = open_fds()
+    before = len(descriptors())
     for _ in range(10_000):
         ps.Filter(program).close()
-    assert open_fds() == before
+    assert len(descriptors()) == before

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 import pytest
-from harness import DEADLINE, in_child
+from harness import DEADLINE, descriptors, in_child
 from listening import ARCH, NR, WAIT_KILLABLE, Box, Target, call, listening
 
 from pyseccomp import _core
@@ -584,13 +584,13 @@ def test_add_refuses_what_is_no_new_listener(what: str) -> None:
 
 
 def test_an_inbox_leaks_no_file_descriptor() -> None:
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with listening(one_call, "getppid", count=2) as (box, *_):
         assert box._inbox.epoll_fd >= 0
         for n in box:
             n.reply(0)
         del box, n
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
 
 
 def test_probe_agrees_with_the_kernel() -> None:
@@ -699,9 +699,9 @@ def test_async_iteration_that_is_left_keeps_no_descriptor_and_no_hook() -> None:
     with listening(three_calls, "getppid") as (box, target):
         assert box._inbox.epoll_fd >= 0
         run_async(main(box))
-        before = os.listdir("/proc/self/fd")
+        before = descriptors()
         run_async(main(box))
-        assert os.listdir("/proc/self/fd") == before
+        assert descriptors() == before
         assert box._stop_hooks == () and box._inbox.stays == 0
         box.receive(DEADLINE).reply(6)
 

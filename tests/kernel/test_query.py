@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import in_child, status_field, victim
+from harness import descriptors, in_child, status_field, victim
 
 from pyseccomp.errors import KernelError, NotPermittedError, TargetGoneError, UnsupportedError
 from pyseccomp.query import query
@@ -389,7 +389,7 @@ def test_hidepid_is_named_as_the_reason() -> None:
 
 
 def test_nothing_is_left_open() -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     pidfd = os.pidfd_open(os.getpid())
     for _ in range(300):
         query(os.getpid())
@@ -398,7 +398,7 @@ def test_nothing_is_left_open() -> None:
             with pytest.raises(TargetGoneError):
                 query(wrong)
     os.close(pidfd)
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_query_equals_what_proc_says_of_this_very_process() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import pyseccomp as ps
 from attaching import DENIED, ask, filter_counts, notify_getppid, rounds, wait_until
-from harness import build_victim, in_child, victim
+from harness import build_victim, descriptors, in_child, victim
 from pyseccomp import _core, guardian, names
 from test_guardian import dies, guardians, managing
 
@@ -230,7 +230,7 @@ def test_managers_killed_at_random_lose_no_call_and_answer_none_twice() -> None:
         os.write(pipe, b"x")
         f.serve(ps.Responder(ps.deny(DENIED)) if chance.random() < 0.5 else ps.Responder(lambda n: ps.deny(DENIED)))
 
-    fds = len(os.listdir("/proc/self/fd"))
+    fds = len(descriptors())
     with victim(build_victim("idle"), "3") as target:
         for i in range(rounds(30)):
             with managing(lambda pipe, first=not i: manage(pipe, target.pid, first)) as manager:
@@ -246,21 +246,21 @@ def test_managers_killed_at_random_lose_no_call_and_answer_none_twice() -> None:
                 assert f"probe={DENIED}" in target.line()
                 assert ask(target)["probe"] == DENIED
                 dies(manager)
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert len(descriptors()) == fds
 
 
 def test_reclaiming_leaks_no_descriptor() -> None:
     with victim(build_victim("idle")) as target, managing(lambda pipe: holding([target.pid], pipe)) as manager:
         with contextlib.suppress(ps.ReclaimError):
             ps.reclaim("held")
-        fds = len(os.listdir("/proc/self/fd"))
+        fds = len(descriptors())
         for _ in range(5):
             with pytest.raises(ps.ReclaimError):
                 ps.reclaim("held")
-        assert len(os.listdir("/proc/self/fd")) == fds
+        assert len(descriptors()) == fds
         dies(manager)
         ps.reclaim("held").close()
-        assert len(os.listdir("/proc/self/fd")) == fds
+        assert len(descriptors()) == fds
 
 
 def test_the_directory_without_xdg_is_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ import errno
 import gc
 import io
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,8 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+
+from harness import descriptors
 
 import pyseccomp as ps
 from pyseccomp import pseudo
@@ -251,7 +252,7 @@ def test_nothing_leaks():
 
     for _ in range(5):
         build()
-    fds = len(os.listdir("/proc/self/fd"))
+    fds = len(descriptors())
     tracemalloc.start()
     try:
         gc.collect()
@@ -262,4 +263,4 @@ def test_nothing_leaks():
         assert tracemalloc.get_traced_memory()[0] - before < 20_000
     finally:
         tracemalloc.stop()
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert len(descriptors()) == fds
