@@ -134,7 +134,7 @@ def test_load_says_why_not():
         f = ps.SyscallFilter(ps.ALLOW)
         f.set_attr(ps.Attr.CTL_NNP, 0)
         f.add_rule(ps.NOTIFY, "chdir")
-        if os.geteuid() and not ps.query(os.getpid()).no_new_privs:
+        if os.geteuid() and not ps.query(os.getpid()).threads[0].no_new_privs:
             with pytest.raises(OSError, match=r"errno = -13\): load\(\)"):
                 f.load()
             f.set_attr(ps.Attr.CTL_NNP, 1)
