@@ -6,6 +6,7 @@ the kernel that the project is developed on) a skip is an error, unless it is li
 
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,11 @@ ACCEPTED = (
     "privilege: no kernel thread is visible",  # in a pid namespace, which a container always is
     "privilege: to have too little",  # runs as the ordinary user
 )
+
+# What tests start is ended by signals, whatever who started the tests ignores (nohup).
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 _noted: list[tuple[str, str]] = []
 
