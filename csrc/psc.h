@@ -194,6 +194,46 @@ PSC_MUST_CHECK int psc_install(const struct sock_filter *insns, size_t len, uint
 /* True if this kernel knows the SECCOMP_FILTER_FLAG_* given. */
 bool psc_install_knows_flags(uint32_t flags);
 
+/* -------------------------------------------------------------------- dump
+ *
+ * The programs of a thread, as they were loaded. */
+struct psc_dumped {
+	struct sock_filter *insns; /* within psc_dump's */
+	size_t len;
+	uint32_t flags;	  /* SECCOMP_FILTER_FLAG_LOG or 0 */
+	bool flags_known; /* Linux 4.16 tells */
+};
+
+struct psc_dump {
+	struct psc_dumped *filters; /* the oldest first */
+	size_t n;
+	struct sock_filter *insns;
+	size_t n_insns;
+	pid_t other_tracer; /* of -EBUSY */
+};
+
+/* Stop one thread of a process for a moment and copy. Release *ret_dump with
+ * psc_dump_destroy(). -EACCES: that takes CAP_SYS_ADMIN in the first user namespace and
+ * a caller without filters. -EPERM: not permitted to trace it. -EBUSY: other_tracer holds
+ * it. -ESRCH. -ETIMEDOUT: it did not stop. -EMEDIUMTYPE: a filter that is no classic BPF.
+ * -EIO: a kernel without CONFIG_CHECKPOINT_RESTORE. -E2BIG. */
+PSC_MUST_CHECK int psc_dump_thread(int pidfd, pid_t tgid, pid_t tid, uint64_t timeout_ns, struct psc_dump *ret_dump);
+
+/* NULLs are fine. */
+void psc_dump_destroy(struct psc_dump *dump);
+
+/* ----------------------------------------------------------------- holders
+ *
+ * A listener that another process has open. */
+
+/* What poll(2) says of it now, its own events only: POLLIN a notification that nobody
+ * received, POLLOUT one that nobody answered, POLLHUP no task is under it. -EPERM: we may not
+ * look (the right to trace). -EBADF, -ESRCH. */
+PSC_MUST_CHECK int psc_holder_events(pid_t pid, int fd);
+
+/* 1: both are the same open file. 0: they are not. -EPERM, -ENOSYS (no kcmp(2)). */
+PSC_MUST_CHECK int psc_holder_same(pid_t pid, int fd, pid_t other_pid, int other_fd);
+
 /* ------------------------------------------------------------------ attach
  *
  * Put a program into another process, which knows nothing of it: all threads

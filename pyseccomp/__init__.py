@@ -1,7 +1,10 @@
 """Seccomp filters as objects."""
 
 # query
-from pyseccomp.query import State as State, TaskState as TaskState, ThreadState as ThreadState, query as query
+from pyseccomp.query import State as State, TaskState as TaskState, ThreadState as ThreadState, dump as dump, query as query
+from pyseccomp.explain import Explanation as Explanation, Opinion as Opinion, explain as explain, explain_chain as explain_chain
+from pyseccomp.listeners import ListenerHolder as ListenerHolder, listeners as listeners
+from pyseccomp.loaded import LoadedFilter as LoadedFilter
 # ---- policies and programs
 from pyseccomp.actions import (
     ALLOW as ALLOW,

@@ -108,6 +108,37 @@ def query_process(int pid, int pidfd) -> tuple:
         cpsc.psc_process_state_destroy(&process)
 
 
+def dump_thread(int pidfd, int tgid, int tid, uint64_t timeout_ns) -> list:
+    """(program, flags or -1), the oldest first. An OSError's second argument is the other tracer for EBUSY."""
+    cdef cpsc.psc_dump dump
+    cdef int r
+    cdef size_t i
+    with nogil:
+        r = cpsc.psc_dump_thread(pidfd, tgid, tid, timeout_ns, &dump)
+    if r < 0:
+        raise OSError(-r, dump.other_tracer if r == -errno.EBUSY else os.strerror(-r))
+    try:
+        return [
+            (
+                (<const char *>dump.filters[i].insns)[:dump.filters[i].len * sizeof(cpsc.sock_filter)],
+                <int>dump.filters[i].flags if dump.filters[i].flags_known else -1,
+            )
+            for i in range(dump.n)
+        ]
+    finally:
+        cpsc.psc_dump_destroy(&dump)
+
+
+def holder_events(int pid, int fd) -> int:
+    """poll(2)'s, or -errno."""
+    return cpsc.psc_holder_events(pid, fd)
+
+
+def holder_same(int pid, int fd, int other_pid, int other_fd) -> int:
+    """1, 0 or -errno."""
+    return cpsc.psc_holder_same(pid, fd, other_pid, other_fd)
+
+
 # ----------------------------------------------------------------- filter fd
 
 def filterfd_create(const uint8_t[::1] program, uint32_t flags) -> int:

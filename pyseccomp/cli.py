@@ -17,12 +17,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyseccomp import cli_policy, cli_trace, formats, syscalls
+from pyseccomp import cli_policy, cli_query, cli_trace, formats, syscalls
 from pyseccomp.cli_policy import errno_text
 from pyseccomp.decompile import decompile
 from pyseccomp.errors import PolicyError, SeccompError
 from pyseccomp.features import Feature, features
-from pyseccomp.query import TaskState, query
+from pyseccomp.text import table
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -67,9 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_attach(commands)
-    one = _add(commands, "query", _query, "show what a process carries, thread by thread")
-    one.add_argument("pid", type=int, metavar="PID")
-    one.add_argument("--json", action="store_true", help="as JSON")
+    cli_query.add_commands(commands, _add)
     one = _add(commands, "check", _check, "try what this kernel, this user and this container allow")
     one.add_argument("--json", action="store_true", help="as JSON")
     one = _add(commands, "compile", _compile, "write a policy in another format")
@@ -171,12 +169,6 @@ def _demo(options: argparse.Namespace) -> int:
     return demo.main()
 
 
-def _query(options: argparse.Namespace) -> int:
-    state = query(options.pid)
-    print(json.dumps(dataclasses.asdict(state), indent=2) if options.json else format_state(state))
-    return 0
-
-
 def _check(options: argparse.Namespace) -> int:
     found = features()
     missing = [f for f in found if f.needed and not f.available]
@@ -239,38 +231,6 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 # -------------------------------------------------------------------- tables
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows in columns; the first is the heading."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """Make a name that a process chose for itself safe to print on a terminal."""
-    return "".join(
-        c
-        if c.isprintable()
-        else c.encode("utf-8", "surrogateescape").decode("latin-1").encode("unicode_escape").decode()
-        for c in text
-    )
-
-
-def format_state(state: TaskState) -> str:
-    """Put a process and its threads into a table."""
-    head = f"process {state.pid}: {state.state}, user {state.uid}, {state.arch or 'architecture not readable'}"
-    if state.kernel_thread:
-        head += ", a kernel thread"
-    rows = [("TID", "NAME", "STATE", "SECCOMP", "FILTERS", "NO_NEW_PRIVS", "TRACER")]
-    for t in state.threads:
-        told = (
-            "?" if t.filters is None else str(t.filters),
-            "?" if t.no_new_privs is None else str(int(t.no_new_privs)),
-        )
-        rows.append((str(t.tid), printable(t.name), t.state, t.seccomp or "none", *told, str(t.tracer or "-")))
-    return f"{head}\n{table(rows)}"
 
 
 def format_features(found: Sequence[Feature]) -> str:

@@ -15,6 +15,7 @@ from typing import IO, Any
 from pyseccomp import formats, profile
 from pyseccomp.errors import PolicyError
 from pyseccomp.policy import Policy
+from pyseccomp.text import printable, table
 from pyseccomp.trace import Call, Tracer, comm, select_calls
 
 Add = Callable[..., argparse.ArgumentParser]
@@ -132,8 +133,6 @@ def _show(tracer: Tracer, begun: float) -> None:
 
 def format_counts(tracer: Tracer, seconds: float, rows: int | None = None) -> str:
     """Put the counts into tables: by call, and by the busiest threads."""
-    from pyseccomp.cli import printable, table
-
     counts = tracer.counts()
     total = sum(c.count for c in counts)
     lines = [("CALLS", "%", "UNTIL NEXT us (mean)", "(longest)", "CALL")]

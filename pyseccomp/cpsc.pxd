@@ -72,6 +72,24 @@ cdef extern from "psc.h" nogil:
     int psc_filterfd_read(int fd, psc_filter *ret_filter)
 
     # install
+    cdef struct psc_dumped:
+        sock_filter *insns
+        size_t len
+        uint32_t flags
+        bint flags_known
+
+    cdef struct psc_dump:
+        psc_dumped *filters
+        size_t n
+        sock_filter *insns
+        size_t n_insns
+        int other_tracer
+
+    int psc_dump_thread(int pidfd, int tgid, int tid, uint64_t timeout_ns, psc_dump *ret_dump)
+    void psc_dump_destroy(psc_dump *dump)
+    int psc_holder_events(int pid, int fd)
+    int psc_holder_same(int pid, int fd, int other_pid, int other_fd)
+
     int psc_install(const sock_filter *insns, size_t len, uint32_t flags, int no_new_privs)
     bint psc_install_knows_flags(uint32_t flags)
 

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from pyseccomp.syscalls import Arch
@@ -197,6 +197,55 @@ def _signatures() -> dict[str, tuple[str, ...]]:
             name, *kinds = text.split()
             found[name] = tuple("fdflags" if kind == "open" and name in _NOT_OPEN else kind for kind in kinds)
     return found
+
+
+_NAMES: Final = {
+    "fd": "fd", "dfd": "dirfd", "pid": "pid", "off": "offset", "size": "size", "mode": "mode", "open": "flags", "fdflags": "flags",
+    "at": "flags", "prot": "prot", "map": "flags", "access": "mode", "fcntl": "cmd", "futex": "op", "family": "domain",
+    "type": "type", "clone": "flags", "rlimit": "resource", "sig": "sig", "sigmask": "how", "whence": "whence", "path": "path",
+}  # fmt: skip
+_MASKS: Final = {"open": {3: "O_ACCMODE", **_OPEN}, "fdflags": _OPEN, "at": _AT, "prot": _PROT, "map": _MAP, "access": _ACCESS, "clone": _CLONE}
+
+Show = Callable[[int, bool], str]
+"""A value as text; True if it is a mask, several of whose bits may be asked for."""
+
+
+def plain(value: int, mask: bool) -> str:
+    """Show a number: hexadecimal where that is longer than a digit, or a mask."""
+    return hex(value) if value > 9 or mask else str(value)
+
+
+def argument(calls: Collection[str], index: int) -> tuple[str, Show]:
+    """Name an argument (6: the instruction pointer) that means the same in all of some calls, and a way to show its values.
+
+    >>> name, show = argument(["openat"], 2)
+    >>> name, show(1, False), show(0o101, True)
+    ('flags', 'O_WRONLY', 'O_WRONLY|O_CREAT')
+    """
+    kinds = {_kind(call, index) for call in calls}
+    if len(kinds) != 1 or kinds == {None} or index == 6:
+        return ("ip" if index == 6 else f"arg{index}"), plain
+    kind = kinds.pop()
+    assert kind is not None
+
+    def show(value: int, mask: bool) -> str:
+        if mask and kind in _MASKS:
+            names = _MASKS[kind]
+            if kind == "open" and value & 3 in (1, 2):
+                return "|".join([("O_WRONLY", "O_RDWR")[(value & 3) - 1], *([flags(value & ~3, _OPEN)] if value & ~3 else [])])
+            return flags(value, names)
+        return plain(value, mask) if mask or value >> 32 or kind not in _KINDS else _KINDS[kind](value)
+
+    return _NAMES[kind], show
+
+
+def _kind(call: str, index: int) -> str | None:
+    """What kind an argument is, if it has a name and no other argument of that call has the same."""
+    kinds = _signatures().get(call, ())
+    if index >= len(kinds) or kinds[index] not in _NAMES:
+        return None
+    name = _NAMES[kinds[index]]
+    return kinds[index] if [_NAMES.get(kind) for kind in kinds].count(name) == 1 else None
 
 
 @functools.cache

@@ -12,11 +12,11 @@ from __future__ import annotations
 import contextlib
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pyseccomp import syscalls
+from pyseccomp import decode, syscalls
 from pyseccomp.actions import EQ, GE, GT, MASKED_EQ, Action, Arg, Condition
 from pyseccomp.equivalence import equivalent
 from pyseccomp.errors import ContradictionError, PolicyError, ProgramError
@@ -69,10 +69,31 @@ class Test:
     mask: int = (1 << 64) - 1
 
     def __str__(self) -> str:
+        return self.text(())
+
+    def text(self, calls: Collection[str]) -> str:
+        """The comparison with the names that the argument, and its values, have in all these calls."""
+        word = self.word
+        index, mask = (word.arg, word.mask) if isinstance(word, Word) else (word, self.mask)
+        name, show = decode.argument(calls, index)
+        if isinstance(word, Word) and word.high:
+            name, show = f"{name}.high", decode.plain
+        elif isinstance(word, Word) and name == f"arg{index}":
+            name = f"{name}.low"
+        whole = mask == (_ALL if isinstance(word, Word) else (1 << 64) - 1)
+        left = name if whole else f"({name} & {show(mask, True)})"
+        return f"{left} {self.op} {show(self.value, self.op == '&')}"
+
+    def holds(self, values: Sequence[int]) -> bool:
+        """Whether it does for these arguments, the instruction pointer behind them."""
         if isinstance(self.word, Word):
-            return f"{self.word} {self.op} {self.value:#x}"
-        left = f"arg{self.word}" if self.mask == (1 << 64) - 1 else f"(arg{self.word} & {self.mask:#x})"
-        return f"{left} {self.op} {self.value:#x}" if self.value > 9 else f"{left} {self.op} {self.value}"
+            word = values[self.word.arg]
+            left = (word >> 32 if self.word.high else word & _ALL) & self.word.mask
+        else:
+            left = values[self.word] & self.mask
+        if self.op == "&":
+            return bool(left & self.value)
+        return left == self.value if self.op == "==" else left >= self.value if self.op == ">=" else left > self.value
 
     def condition(self) -> Condition:
         """The same as a rule has it. Raises _NoRulesError."""
@@ -363,6 +384,42 @@ def decompile(program: Program) -> Decompiled:
     return Decompiled(program, policy, None, text)
 
 
+def notified(program: Program) -> tuple[str, ...] | None:
+    """Name the calls that a program can notify: ``openat``, or ``x86:open`` of another architecture. None: not to be told."""
+    try:
+        runs, sure = _all_runs(program)
+    except _NoRulesError:
+        return None
+    names = {arch.token: arch for arch in reversed(Arch)}
+    found: list[str] = []
+    for token, parts in runs.items():
+        arch = names.get(token)
+        where = "" if arch is Arch.native() else "other architectures:" if token == _OTHER else f"{arch.value if arch else hex(token)}:"
+        for first, last, decision in parts:
+            if any(Action(word).name == "NOTIFY" for word, _ in _flatten(decision)):
+                found += [where + name for name in _names(first, last, arch)] if last - first <= _MAX_NUMBERS else [f"{where}all others"]
+    return tuple(dict.fromkeys(found)) if sure or found else None
+
+
+def reasons(program: Program, arch: Arch, nr: int, ip: int, args: Sequence[int]) -> tuple[tuple[str, bool], ...] | None:
+    """What a program asks of one call's arguments, in order, and whether it holds. None: not to be told as comparisons.
+
+    nr, ip and args are unsigned, as the kernel would show them to the program.
+    """
+    try:
+        one = _Runner(program, _Maker()).decide(arch.token, arch.big_endian != (sys.byteorder == "big"), nr)
+    except _NoRulesError:
+        return None
+    call = syscalls.name(nr, arch)
+    values = (*args, *[0] * (6 - len(args)), ip)
+    found = []
+    while isinstance(one, Branch):
+        held = one.test.holds(values)
+        found.append((one.test.text(() if call is None else (call,)), held))
+        one = one.then if held else one.otherwise
+    return tuple(found)
+
+
 def _all_runs(program: Program) -> tuple[dict[int, list[Run]], bool]:
     """For each AUDIT_ARCH token that is told apart, and _OTHER, what is decided; whether that is sure without a proof."""
     constants = {k for code, _, _, k in struct.iter_unpack("=HBBI", bytes(program)) if code & 7 != _RET}
@@ -483,10 +540,8 @@ def _sign(test: Test, held: bool) -> Condition:
 
 
 def _text(runs: dict[int, list[Run]]) -> Iterator[str]:
-    names = {arch.token: arch for arch in reversed(Arch)}
-    for token, found in runs.items():
-        arch = names.get(token)
-        yield "other architectures:" if token == _OTHER else f"{arch.value if arch else hex(token)}:"
+    for title, arch, found in _sections(runs):
+        yield f"{title}:"
         grouped: dict[int, tuple[Decision, list[str]]] = {}
         for first, last, decision in found:
             grouped.setdefault(id(decision), (decision, []))[1].extend(_names(first, last, arch))
@@ -494,20 +549,36 @@ def _text(runs: dict[int, list[Run]]) -> Iterator[str]:
         for decision, calls in grouped.values():
             if decision is not most:
                 yield f"  {', '.join(calls)}:"
-                yield from _lines(decision, "    ")
+                yield from _lines(decision, "    ", calls)
         yield f"  {'everything' if len(grouped) == 1 else 'all others'}:"
-        yield from _lines(most, "    ")
+        yield from _lines(most, "    ", ())
+
+
+def _sections(runs: dict[int, list[Run]]) -> Iterator[tuple[str, Arch | None, list[Run]]]:
+    """Title, architecture and what is decided; x32 has x86_64's token and numbers of its own."""
+    names = {arch.token: arch for arch in reversed(Arch)}
+    for token, found in runs.items():
+        arch = names.get(token)
+        if token == Arch.X86_64.token:
+            yield "x86_64", Arch.X86_64, _part(found, Arch.X86_64)
+            yield "x32", Arch.X32, _part(found, Arch.X32)
+        else:
+            yield ("other architectures" if token == _OTHER else arch.value if arch else hex(token)), arch, found
 
 
 def _names(first: int, last: int, arch: Arch | None) -> Iterator[str]:
     if arch is None or last - first > _MAX_NUMBERS:
-        yield str(first) if first == last else f"{first:#x} to {last:#x}"
+        yield _number(first) if first == last else f"{first:#x} to {last:#x}"
         return
     for nr in range(first, last + 1):
-        yield syscalls.name(nr, arch) or str(nr)
+        yield syscalls.name(nr, arch) or _number(nr)
 
 
-def _lines(decision: Decision, indent: str) -> Iterator[str]:
+def _number(nr: int) -> str:
+    return "-1" if nr == _ALL else str(nr)
+
+
+def _lines(decision: Decision, indent: str, calls: Collection[str]) -> Iterator[str]:
     """The decision as nested ifs; what is shared is written again, up to a limit."""
     todo: list[tuple[Decision | str, str]] = [(decision, indent)]
     written = 0
@@ -522,7 +593,7 @@ def _lines(decision: Decision, indent: str) -> Iterator[str]:
         elif isinstance(one, Leaf):
             yield f"{indent}{Action(one.word)!r}"
         else:
-            yield f"{indent}if {one.test}:"
+            yield f"{indent}if {one.test.text(calls)}:"
             todo += [(one.otherwise, indent), ("else:", indent), (one.then, indent + "  ")]
             if not isinstance(one.otherwise, Branch):
                 todo[-3] = (one.otherwise, indent + "  ")

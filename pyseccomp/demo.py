@@ -25,7 +25,8 @@ from pathlib import Path
 
 from pyseccomp import actions, syscalls
 from pyseccomp.attach import Attachment
-from pyseccomp.cli import explain, table
+from pyseccomp.cli import explain
+from pyseccomp.text import table
 from pyseccomp.errors import SeccompError
 from pyseccomp.filter import Filter
 from pyseccomp.notify import Notification

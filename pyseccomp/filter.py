@@ -38,7 +38,7 @@ from pyseccomp.offload import offload
 from pyseccomp.owned import Owned
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
-from pyseccomp.query import State
+from pyseccomp.query import State, know_from
 from pyseccomp.responder import Answer, Responder
 from pyseccomp.triggers import Event, TriggeredAttachment, Watch, is_event
 
@@ -53,6 +53,9 @@ _READ_ERRORS = {
     errno.EBADMSG: "it is damaged: its size, header or digest do not agree",
     errno.EINVAL: "it holds a program that the kernel would refuse",
 }
+
+
+_alive: weakref.WeakSet[Filter] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,7 @@ class Filter(Owned, Receiver):
 
     def _take(self, fd: int, program: Program, flags: int, page: _core.Page) -> None:
         self._fd = fd
+        _alive.add(self)
         self._memfd = fd
         self._program = program
         self._flags = flags
@@ -726,3 +730,10 @@ def _rebuild(dup: Any) -> Filter:
         return Filter.from_fd(fd)
     finally:
         os.close(fd)
+
+
+def _known() -> list[tuple[Program, str]]:
+    return [(one._program, one._name or f"Filter fd={one._fd}") for one in list(_alive) if one._fd >= 0]
+
+
+know_from(_known)

@@ -1,17 +1,24 @@
 """What a task carries: asked of the kernel at the time of the call, never remembered.
 
-A filter cannot be asked "are you in force?" by the kernel's interface without ptrace; what a task carries can be read
-from /proc by anybody who can see the task. That is what :func:`query` does, for every thread.
+How many filters each thread carries can be read from /proc by anybody who can see the task, and touches nobody. Which
+programs these are takes ptrace and CAP_SYS_ADMIN, and stops each thread for a moment; :func:`query` does that when asked.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pyseccomp import _core
+from pyseccomp import _core, loaded
 from pyseccomp.errors import KernelError, NotPermittedError, SeccompError, TargetGoneError, UnsupportedError
+from pyseccomp.listeners import ListenerHolder
+from pyseccomp.listeners import listeners as find_listeners
+from pyseccomp.loaded import LoadedFilter
+from pyseccomp.program import Program
 
 State = Literal["detached", "inactive", "active", "dead"]
 Mode = Literal["disabled", "strict", "filter"]
@@ -44,6 +51,11 @@ class ThreadState:
     state: str
     """The letter of proc(5): R running, S and D asleep, T stopped, t traced, Z zombie, X dead, I idle."""
 
+    programs: tuple[LoadedFilter, ...] | None = None
+    """Its filters, the oldest first (the kernel runs all, the newest first); None: not asked for, or ``unknown``."""
+    unknown: str | None = None
+    """Why ``programs`` is None though asked for."""
+
     @property
     def alive(self) -> bool:
         """True unless the thread is a zombie: a zombie makes no call, so nothing is in force there."""
@@ -66,6 +78,19 @@ class TaskState:
     start_time: int | None
     """Clock ticks since boot (``os.sysconf("SC_CLK_TCK")`` per second); None when reaped."""
     kernel_thread: bool = False
+    listeners: tuple[ListenerHolder, ...] | None = None
+    """If a program of the task can notify: all listeners in use that this process can see, among them the task's own if its
+    holder can be seen. Which one it is the kernel does not tell. None: not asked for."""
+
+    @property
+    def programs(self) -> tuple[LoadedFilter, ...] | None:
+        """The main thread's filters, or those of the first live thread that tells; None: not asked for, or not known."""
+        return next((t.programs for t in self.threads if t.programs is not None), None)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Why programs that were asked for are not known, each reason once."""
+        return tuple(dict.fromkeys(t.unknown for t in self.threads if t.unknown is not None))
 
     @property
     def uniform(self) -> bool:
@@ -76,15 +101,30 @@ class TaskState:
 _REAPED = TaskState(pid=-1, state="dead", threads=(), uid=None, arch=None, start_time=None)
 
 
-def query(target: int | HasPid | None = None, *, pidfd: int | None = None) -> TaskState:
+def query(
+    target: int | HasPid | None = None,
+    *,
+    pidfd: int | None = None,
+    programs: bool = False,
+    known: Iterable[tuple[Program, str]] = (),
+    timeout: float = 1.0,
+) -> TaskState:
     """Read what a process carries: the seccomp mode, filters and no_new_privs of each of its threads.
 
     The target is a pid, anything with ``.pid``, or goes by ``pidfd``. Everything is read through one handle of the
     process, so a number that is used again is never mistaken for it; a thread that is born or ends during the reading
     may be missing. No right over the target is needed but to see it in /proc; its ``arch`` needs the right to trace it.
 
+    programs: read every thread's programs too, and who holds listeners. Each thread with filters is stopped by ptrace for some
+    ten microseconds (as by :meth:`Filter.attach`; interrupted calls go on, a notification that waits is sent again); timeout:
+    seconds within which it must stop. That takes CAP_SYS_ADMIN and an asker without filters; what cannot be read is None, and
+    ``unknown`` says why. known: programs with names, by which :attr:`LoadedFilter.known` tells them; Filters of this process
+    are known anyway.
+
     Raises TargetGoneError when there is no such process (a zombie, or a pidfd or Popen that has been reaped, is no error:
     its state is "dead"), NotPermittedError when /proc hides it, UnsupportedError without a usable /proc.
+
+    Source: proc_pid_status(5), ptrace(2).
 
     >>> import os
     >>> query(os.getpid()).state in ("detached", "active")
@@ -95,18 +135,45 @@ def query(target: int | HasPid | None = None, *, pidfd: int | None = None) -> Ta
     if pidfd is not None:
         if pidfd < 0:
             raise ValueError(f"query: a pidfd is not negative: {pidfd}")
-        return _by_pidfd(pidfd)
+        return _with_programs(_by_pidfd(pidfd), pidfd, known, timeout) if programs else _by_pidfd(pidfd)
     assert target is not None
     if not isinstance(target, int):
         if getattr(target, "returncode", None) is not None:
             return _REAPED
         target = target.pid
+    state = _by_pid(target)
+    if not programs or state.state != "active":
+        return state
     try:
-        return _build(_core.query_process(target, -1))
-    except OverflowError:
-        raise TargetGoneError(errno.ESRCH, f"query of pid {target}: no process can have that number") from None
+        handle = os.pidfd_open(target)
     except OSError as error:
         raise _explain(error, f"pid {target}", target) from None
+    try:
+        return _with_programs(_by_pidfd(handle), handle, known, timeout)
+    finally:
+        os.close(handle)
+
+
+def dump(target: int | HasPid | None = None, *, pidfd: int | None = None, timeout: float = 1.0) -> tuple[LoadedFilter, ...]:
+    """Read the programs of a process's main thread, the oldest first; see :func:`query` with ``programs=True``.
+
+    Raises what query() raises, and NotPermittedError, TargetBusyError, UnsupportedError where the programs cannot be read.
+    """
+    state = query(target, pidfd=pidfd, programs=True, timeout=timeout)
+    if state.programs is not None:
+        return state.programs
+    if state.unknown:
+        raise NotPermittedError(errno.EACCES, state.unknown[0])
+    return ()
+
+
+def _by_pid(pid: int) -> TaskState:
+    try:
+        return _build(_core.query_process(pid, -1))
+    except OverflowError:
+        raise TargetGoneError(errno.ESRCH, f"query of pid {pid}: no process can have that number") from None
+    except OSError as error:
+        raise _explain(error, f"pid {pid}", pid) from None
 
 
 def _by_pidfd(pidfd: int) -> TaskState:
@@ -116,6 +183,30 @@ def _by_pidfd(pidfd: int) -> TaskState:
         if error.errno == errno.ESRCH:
             return _REAPED
         raise _explain(error, f"pidfd {pidfd}", 0) from None
+
+
+def _with_programs(state: TaskState, pidfd: int, known: Iterable[tuple[Program, str]], timeout: float) -> TaskState:
+    """Add the threads' programs, and who listens."""
+    named = [*(one for source in _sources for one in source()), *known]
+    threads = []
+    for thread in state.threads:
+        if thread.alive and thread.seccomp == "filter":
+            try:
+                thread = dataclasses.replace(thread, programs=loaded.read(pidfd, state.pid, thread.tid, timeout, named))
+            except SeccompError as error:
+                thread = dataclasses.replace(thread, unknown=str(error.args[-1]))
+        threads.append(thread)
+    notifying = any(one.program.notifies for thread in threads for one in thread.programs or ())
+    holders = tuple(one for one in find_listeners() if one.in_use is not False) if notifying else ()
+    return dataclasses.replace(state, threads=tuple(threads), listeners=holders)
+
+
+_sources: list[Callable[[], list[tuple[Program, str]]]] = []
+
+
+def know_from(source: Callable[[], list[tuple[Program, str]]]) -> None:
+    """Ask this for programs and names whenever programs are read. For this package only."""
+    _sources.append(source)
 
 
 def _build(process: tuple[int, int, int, int, bool, bool, list[_core.Task]]) -> TaskState:
