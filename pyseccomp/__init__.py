@@ -72,6 +72,7 @@ from pyseccomp.triggers import TriggeredAttachment as TriggeredAttachment
 from pyseccomp.errors import (
     AttachError as AttachError,
     AttachTimeoutError as AttachTimeoutError,
+    CheckpointError as CheckpointError,
     FilterClosedError as FilterClosedError,
     FilterFdError as FilterFdError,
     InactiveError as InactiveError,

@@ -121,6 +121,7 @@ class Attachment(Owned):
         """What :meth:`activate` did; None while inactive."""
         self.on_deadline: Literal["activate", "kill"] = "activate"
         self._ward: int | None = None
+        self._death: _core.Answer | None = None
         self._guardian_injects = False
         self._acted = threading.Event()
         self._watch: Watch | None = None

@@ -118,6 +118,10 @@ class ReclaimError(SeccompError, OSError):
     """A name of filters could not be taken or reclaimed: unknown (ENOENT), or its manager lives (EBUSY)."""
 
 
+class CheckpointError(SeccompError, OSError):
+    """A checkpoint could not be taken, or is damaged, foreign, or of tasks that are gone; the message says which."""
+
+
 class TargetsGoneError(NotificationError):
     """No task is left under this listener."""
 

@@ -10,13 +10,13 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import reduction
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pyseccomp import _core, gate, names, park
+from pyseccomp import _core, checkpoint, gate, names, park
 from pyseccomp.attach import (
     NO_NEW_PRIVS,
     Attachment,
@@ -39,7 +39,7 @@ from pyseccomp.owned import Owned
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.query import State, know_from
-from pyseccomp.responder import Answer, Responder
+from pyseccomp.responder import Answer, Callback, Responder
 from pyseccomp.triggers import Event, TriggeredAttachment, Watch, is_event
 
 _LOG = 1
@@ -94,6 +94,8 @@ class Filter(Owned, Receiver):
 
     _fd = -1
     _name: str | None = None
+    _responder: Responder | None = None
+    _unrestored: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -120,6 +122,7 @@ class Filter(Owned, Receiver):
             raise KernelError(error.errno, f"making a filter: {error.strerror}") from None
         self._take(fd, program, flags, page)
         self._name = name
+        self._responder = responder
 
     def _take(self, fd: int, program: Program, flags: int, page: _core.Page) -> None:
         self._fd = fd
@@ -560,7 +563,7 @@ class Filter(Owned, Receiver):
             flags=program_flags(bool(flags & _LOG), bool(flags & _WAIT_KILLABLE)),
             no_new_privs=NO_NEW_PRIVS[attachment.no_new_privs],
         )
-        attachment._ward = ward
+        attachment._ward, attachment._death = ward, answer
 
     def _hooks(self) -> tuple[Callable[..., None], Callable[[], None]]:
         """What the guardian calls; it does not keep this object alive."""
@@ -608,6 +611,64 @@ class Filter(Owned, Receiver):
             leave_block(list(self.attachments), value)
         finally:
             self.close()
+
+    # ------------------------------------------------------------- checkpoint
+
+    @property
+    def responder(self) -> Responder | None:
+        """The responder of the last :meth:`serve`, of the constructor, or of the checkpoint that this was restored from."""
+        return self._responder
+
+    @property
+    def unrestored(self) -> tuple[str, ...]:
+        """What ``restore(missing="skip")`` skipped, and why."""
+        return self._unrestored
+
+    def serve(self, responder: Responder) -> bool:
+        """Answer notifications by the responder; see :meth:`Receiver.serve`."""
+        self._responder = responder
+        return super().serve(responder)
+
+    def checkpoint(self) -> bytes:
+        """Return what :meth:`restore` needs to manage this filter from another process when this one is dead.
+
+        That is the program and flags, the attachments with their state and the identity of their processes (pid, time of
+        start, boot and namespace), and the :attr:`responder`'s rules; functions by name. The format is described in
+        :mod:`pyseccomp.checkpoint`. This object goes on as before.
+
+        For attachments with listeners the guardian is started, if none is there: from now on, when this process dies, their
+        calls wait, those that were received and not answered too, until the checkpoint is restored. To end that without a
+        restore, end the targets or call :func:`reclaim` with the filter's name.
+
+        Raises:
+            CheckpointError: an attachment to this very process, a gate, a parked process, one with a deadline or event under
+                way, or with another ``on_supervisor_death`` than "hold"; calls that stay unanswered for a second (EBUSY); a
+                responder that answers with add_fd().
+            NotPermittedError, UnsupportedError: the guardian could not be started, or could not act.
+        """
+        self._check_open("checkpoint")
+        return checkpoint.save(self, self._responder)
+
+    @staticmethod
+    def restore(
+        data: bytes | bytearray | memoryview,
+        *,
+        functions: Mapping[str, Callback] | None = None,
+        missing: Literal["refuse", "skip"] = "refuse",
+    ) -> Filter:
+        """Become the manager of a filter whose manager is dead, from its :meth:`checkpoint`.
+
+        Attachments that were inactive are inactive, and can be activated; active ones are active, notified calls that wait,
+        or were left unanswered, are received here, each once. :attr:`responder` is as it was; functions maps the names of its
+        functions, ``module.qualified_name``, to functions. missing: "skip" leaves out processes that have ended, whose
+        number belongs to another by now, or that do not carry the filter any more; :attr:`unrestored` tells which.
+
+        Raises:
+            CheckpointError: damaged, of another version, boot or pid namespace; functions missing; processes as above, with
+                "refuse". Nothing is changed then, and the data can be restored again.
+            ReclaimError: the manager lives (EBUSY).
+        """
+        return checkpoint.restore(data, functions, missing)
 
     def pause(self) -> None:
         """Make every gate of this filter inactive again, by one store; :meth:`resume` undoes it. See Attachment.pause."""
