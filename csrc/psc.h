@@ -1291,4 +1291,26 @@ PSC_MUST_CHECK int psc_trace_values(const struct psc_trace *trace, uint32_t arch
 }
 #endif
 
+/* ----------------------------------------------------------------- results
+ *
+ * Calls that failed, of some threads and all that descends from them. */
+struct psc_result {
+	pid_t tid;
+	int32_t nr;
+	int32_t error; /* 1 to 511; EINTR for a signal's sake is not among them */
+};
+
+struct psc_results;
+
+/* tracepoint: the id of raw_syscalls:sys_exit in tracefs. -EACCES, -EPERM: takes CAP_PERFMON.
+ * -ENOENT, -EINVAL, -ENOSYS: no such tracepoint, no perf_event_open(2). */
+PSC_MUST_CHECK int psc_results_open(uint64_t tracepoint, const pid_t *tids, size_t n, struct psc_results **ret_results);
+
+/* What has come, at most size; returns how many. One thread at a time. */
+size_t psc_results_drain(struct psc_results *results, struct psc_result *ret_results, size_t size);
+
+/* How many found no room so far. */
+uint64_t psc_results_lost(const struct psc_results *results);
+void psc_results_free(struct psc_results *results);
+
 #endif

@@ -1658,3 +1658,43 @@ cdef class Trace:
         cdef uint32_t values[cpsc.PSC_TRACE_VALUES]
         cdef int n = cpsc.psc_trace_values(self.trace, arch, nr, values)
         return None if n < 0 else [values[i] for i in range(n)]
+
+
+cdef class Results:
+    """Failed calls of threads and what they fork."""
+
+    cdef cpsc.psc_results *results
+
+    def __cinit__(self, uint64_t tracepoint, tids):
+        cdef size_t n = len(tids), i
+        cdef int r
+        cdef int *list_ = <int *>PyMem_Calloc(n + 1, sizeof(int))
+        if list_ == NULL:
+            raise MemoryError()
+        try:
+            for i in range(n):
+                list_[i] = tids[i]
+            with nogil:
+                r = cpsc.psc_results_open(tracepoint, list_, n, &self.results)
+        finally:
+            PyMem_Free(list_)
+        if r < 0:
+            raise OSError(-r, os.strerror(-r))
+
+    def __dealloc__(self):
+        cpsc.psc_results_free(self.results)
+
+    def drain(self):
+        """(tid, nr, errno) of what has come since, in no order."""
+        cdef cpsc.psc_result found[512]
+        cdef size_t n = 512, i
+        answer = []
+        while n == 512:
+            n = cpsc.psc_results_drain(self.results, found, 512)
+            for i in range(n):
+                answer.append((found[i].tid, found[i].nr, found[i].error))
+        return answer
+
+    @property
+    def lost(self):
+        return cpsc.psc_results_lost(self.results)

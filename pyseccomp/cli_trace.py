@@ -22,10 +22,7 @@ Add = Callable[..., argparse.ArgumentParser]
 INTERRUPTED = 130
 _TOP = 10
 _CLEAR = "\033[H\033[J"
-_LEGEND = (
-    "UNTIL NEXT: until the same thread's next traced call, which is no less than the call took. Results and errors are not"
-    " visible to notifications, which come at the entry of a call."
-)
+_LEGEND = "UNTIL NEXT: until the same thread's next traced call, which is no less than the call took."
 
 
 def add_commands(commands: Any, add: Add) -> None:
@@ -91,7 +88,7 @@ def _trace(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open(options.output, "w", encoding="utf-8")) if options.output else sys.stderr
         tracer = stack.enter_context(
-            Tracer(calls, records=lines, snap=options.strings, from_exec=options.pid is None)
+            Tracer(calls, records=lines, snap=options.strings, from_exec=options.pid is None, errors=not lines)
         )
         begun = time.monotonic()
         interrupted = False
@@ -135,19 +132,30 @@ def format_counts(tracer: Tracer, seconds: float, rows: int | None = None) -> st
     """Put the counts into tables: by call, and by the busiest threads."""
     counts = tracer.counts()
     total = sum(c.count for c in counts)
-    lines = [("CALLS", "%", "UNTIL NEXT us (mean)", "(longest)", "CALL")]
+    lines = [("CALLS", "%", "ERRORS", "UNTIL NEXT us (mean)", "(longest)", "CALL")]
     for c in counts[:rows]:
         mean = "" if c.mean_until_next_ns is None else f"{c.mean_until_next_ns / 1000:.1f}"
         longest = "" if c.mean_until_next_ns is None else f"{c.longest_until_next_ns / 1000:.1f}"
         where = "" if c.arch is None or c.arch.name == _native() else f" ({c.arch.value})"
-        lines.append((str(c.count), f"{100 * c.count / total:.1f}", mean, longest, c.name + where))
-    lines.append((str(total), "100.0" if total else "", "", "", "total"))
+        lines.append((str(c.count), f"{100 * c.count / total:.1f}", _errors(c.errors), mean, longest, c.name + where))
+    failed = None if tracer.errors_unknown is not None else sum(c.errors or 0 for c in counts)
+    lines.append((str(total), "100.0" if total else "", _errors(failed), "", "", "total"))
     talkers = [("CALLS", "TID", "LAST CALL", "NAME")]
     now = time.monotonic_ns()
     for t in tracer.threads()[:_TOP]:
         since = f" {(now - t.since_ns) / 1e9:.1f} s ago" if t.last is not None else ""
         talkers.append((str(t.count), str(t.tid) if t.tid else "others", (t.last or "ended") + since, printable(comm(t.tid))))
-    return f"{table(lines)}\n\n{table(talkers)}\n\n{total} calls in {seconds:.1f} s. {_LEGEND}"
+    return f"{table(lines)}\n\n{table(talkers)}\n\n{total} calls in {seconds:.1f} s. {_LEGEND}{_about_errors(tracer)}"
+
+
+def _errors(count: int | None) -> str:
+    return "?" if count is None else str(count) if count else ""
+
+
+def _about_errors(tracer: Tracer) -> str:
+    if tracer.errors_unknown is not None:
+        return f" ERRORS are not known: {tracer.errors_unknown}."
+    return f" {tracer.errors_lost} more ERRORS came too fast to be counted." if tracer.errors_lost else ""
 
 
 def _native() -> str:

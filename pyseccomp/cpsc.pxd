@@ -562,3 +562,15 @@ cdef extern from "psc.h" nogil:
     int psc_open_begin(int opener, psc_inbox *inbox, const psc_event *event, uint64_t timeout_ns, psc_opening *ret_opening)
     int psc_open_finish(psc_opening *opening, int *ret_fd)
     void psc_opening_destroy(psc_opening *opening)
+
+    # results
+    cdef struct psc_result:
+        int tid
+        int32_t nr
+        int32_t error
+    cdef struct psc_results:
+        pass
+    int psc_results_open(uint64_t tracepoint, const int *tids, size_t n, psc_results **ret_results)
+    size_t psc_results_drain(psc_results *results, psc_result *ret_results, size_t size)
+    uint64_t psc_results_lost(const psc_results *results)
+    void psc_results_free(psc_results *results)

@@ -31,6 +31,7 @@ from pyseccomp.filter import Filter
 from pyseccomp.owned import Owned
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
+from pyseccomp.results import Failures
 from pyseccomp.syscalls import Arch
 
 RING: Final = 1 << 21
@@ -118,6 +119,8 @@ class CallCount:
     mean_until_next_ns: float | None
     """No less than the call took on average; None when no thread made another call after it."""
     longest_until_next_ns: int
+    errors: int | None = None
+    """How many of them failed; None where that is not known (:attr:`Tracer.errors_unknown`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +177,8 @@ class Tracer(Owned):
     """Traces processes: one that it starts, or running ones, each with the threads, forks and programs that come of it.
 
     calls: the names to trace, None for all. records: keep each call for :meth:`follow` to hand out. watched: calls mapped
-    to the argument whose values are kept (:meth:`values`). snap: bytes of memory to record of one argument.
+    to the argument whose values are kept (:meth:`values`). snap: bytes of memory to record of one argument. errors: count
+    the calls that fail, where this process may know.
 
     Whoever supervises a process can change nothing here: every call is let run. A guardian process goes on doing so when
     this one is dead; without it (it could not be started) tracing is refused.
@@ -190,8 +194,12 @@ class Tracer(Owned):
         watched: dict[str, int] | None = None,
         snap: int = 64,
         from_exec: bool = False,
+        errors: bool = False,
     ) -> None:
         self._names = calls
+        self._wants_errors = errors
+        self._failures: list[Failures] = []
+        self._arch_of: dict[int, int] = {}
         self._specs = list(_specs(calls, watched or {}, records, from_exec))
         self._trace = _core.Trace(self._specs, snap, RING if records else 0)
         self._filter = Filter(build_program(calls))
@@ -224,6 +232,7 @@ class Tracer(Owned):
         pid, self._release = cli_run.fork_stopped(argv, program)
         try:
             self._filter.attach(pid, on_supervisor_death="allow")
+            self._watch_errors(pid)
         except BaseException:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -235,7 +244,38 @@ class Tracer(Owned):
         """Trace a running process, all its threads, and what they fork from now on; its pid. Raises as Filter.attach."""
         self._check_open("attach")
         assert self._filter is not None
-        return self._filter.attach(target, on_supervisor_death="allow").pid
+        pid = self._filter.attach(target, on_supervisor_death="allow").pid
+        self._watch_errors(pid)
+        return pid
+
+    def _watch_errors(self, pid: int) -> None:
+        if self._wants_errors:
+            self._failures.append(Failures(pid))
+
+    @property
+    def errors_unknown(self) -> str | None:
+        """Why no failed calls are counted; None if they are."""
+        if not self._failures:
+            return "not asked for"
+        return next((found.unknown for found in self._failures if found.unknown is not None), None)
+
+    @property
+    def errors_lost(self) -> int:
+        """Failed calls that came too fast to be counted."""
+        return sum(found.lost for found in self._failures)
+
+    def _errors(self) -> dict[tuple[int, int], int] | None:
+        """Failed calls by architecture and number; None: not known."""
+        if self.errors_unknown is not None:
+            return None
+        self._arch_of.update((tid, token) for tid, token, *_ in self._trace.threads() if token)
+        native, found = Arch.native().token, dict[tuple[int, int], int]()
+        for failures in self._failures:
+            failures.count()
+            for (tid, nr), count in failures.counts.items():
+                key = self._arch_of.get(tid, native), nr
+                found[key] = found.get(key, 0) + count
+        return found
 
     def follow(
         self,
@@ -263,6 +303,7 @@ class Tracer(Owned):
             elif on_calls is None:
                 self._loop.join(0.05)
             self._reap()
+            self._errors()
             if on_tick is not None and time.monotonic() >= next_tick:
                 on_tick()
                 next_tick = time.monotonic() + interval
@@ -311,11 +352,13 @@ class Tracer(Owned):
     def counts(self) -> list[CallCount]:
         """Return the calls made so far, the most frequent first. Those that were not asked for are left out."""
         found = []
+        errors = self._errors()
         for token, nr, count, timed, total, longest in self._trace.rows():
             name = call_name(token, nr) if token else "(others)"
             if self._names is None or name in self._names or not token:
                 arch = arch_of(token, nr) if token else None
-                found.append(CallCount(arch, name, nr, count, total / timed if timed else None, longest))
+                failed = None if errors is None or not token else errors.get((token, nr), 0)
+                found.append(CallCount(arch, name, nr, count, total / timed if timed else None, longest, failed))
         return sorted(found, key=lambda c: (-c.count, c.name))
 
     def threads(self) -> list[ThreadCount]:

@@ -65,6 +65,50 @@ def test_counts_are_what_strace_counts(argv: list[str], tmp_path: Path) -> None:
     assert ours == theirs
 
 
+def test_errors_are_what_strace_counts(tmp_path: Path) -> None:
+    argv = ["sh", "-c", "ls /nonexistent /also-not; cat /nonexistent; test -e /neither; true"]
+    (tmp_path / "theirs").touch()
+    subprocess.run(["strace", "-f", "-c", "-o", tmp_path / "theirs", *argv], check=True, stderr=subprocess.DEVNULL, timeout=TIMEOUT)
+    theirs = {}
+    for line in (tmp_path / "theirs").read_text().splitlines():
+        words = line.split()
+        if len(words) == 6 and words[4].isdigit() and words[5] != "total":
+            theirs[words[5]] = int(words[4])
+    with Tracer(from_exec=True, errors=True) as tracer:
+        tracer.launch(argv)
+        tracer.follow()
+        ours = {count.name: count.errors for count in tracer.counts() if count.errors != 0}
+        why = tracer.errors_unknown
+    out = tmp_path / "table"
+    assert cli("trace", "-c", "-o", str(out), "--", *argv).returncode == 0
+    if why is not None:  # no privilege, or no tracefs here
+        assert set(ours.values()) == {None} and f"ERRORS are not known: {why}" in out.read_text()
+        return
+    assert tracer.errors_lost == 0
+    for counts in (ours, theirs):
+        counts.pop("wait4", None)  # ECHILD and EINTR, as timing will have it
+    assert ours == theirs and ours["openat"] > 2 and ours["newfstatat"] >= 1
+    assert re.search(rf"^\d+ +[\d.]+ +{ours['openat']} .* openat$", out.read_text(), re.M)
+
+
+def test_errors_of_a_running_process_and_its_threads() -> None:
+    text = "import os, threading, time; input()\nfor _ in range(50): threading.Thread(target=lambda: [os.path.exists('/none') for _ in range(40)]).start()"
+    child = subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, text=True)
+    try:
+        with Tracer(errors=True) as tracer:
+            tracer.attach(child)
+            assert child.stdin is not None
+            child.stdin.write("\n")
+            child.stdin.flush()
+            tracer.follow()
+            errors = {count.name: count.errors for count in tracer.counts()}
+            if tracer.errors_unknown is None:
+                assert (errors.get("newfstatat") or 0) + (errors.get("stat") or 0) == 2000
+    finally:
+        child.kill()
+        child.communicate()
+
+
 def test_lines_say_what_was_called(tmp_path: Path) -> None:
     (tmp_path / "some file").write_text("x")
     seen, _ = trace(["sh", "-c", f"echo x; cat '{tmp_path}/some file'"])

@@ -1,7 +1,10 @@
 """CRIU's images: ours read by Google's protobuf, Google's by us; what is none is refused."""
 
+import json
 import random
+import shutil
 import struct
+import subprocess
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -74,6 +77,17 @@ def test_protobuf_s_is_read_by_us():
 def test_what_is_none_is_refused(data, why):
     with pytest.raises(ps.SeccompError, match=why):
         criu.load(data)
+
+
+def test_criu_s_own_tool_reads_ours_and_writes_the_same(tmp_path):
+    if shutil.which("crit") is None:
+        pytest.skip("material lacks crit, which comes with criu")
+    data = criu.dump([(A, B), (A, C), (A, B, C), (C,)])
+    (tmp_path / "seccomp.img").write_bytes(data)
+    for command in (["decode", "-i", "seccomp.img", "-o", "text"], ["encode", "-i", "text", "-o", "again.img"]):
+        subprocess.run(["crit", *command], cwd=tmp_path, check=True)
+    assert json.loads((tmp_path / "text").read_text())["magic"] == "SECCOMP"
+    assert (tmp_path / "again.img").read_bytes() == data
 
 
 def test_a_chain_cannot_loop():

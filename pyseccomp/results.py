@@ -1,0 +1,61 @@
+"""Which calls failed: a notification comes at a call's entry, so this asks the kernel's tracepoint of their ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+from pyseccomp import _core
+
+_TRACEPOINT: Final = "events/raw_syscalls/sys_exit/id"
+_PLACES: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
+
+
+class Failures:
+    """Counts the failed calls of a process, its threads and what they fork; ``unknown`` says why, where it cannot.
+
+    It takes CAP_PERFMON and a readable tracefs. The kernel drops what succeeded, so calls that do not fail cost nothing more.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.counts: Counter[tuple[int, int]] = Counter()
+        """By thread id and number."""
+        self.unknown: str | None = None
+        self._results: _core.Results | None = None
+        try:
+            tracepoint = _tracepoint()
+            self._results = _core.Results(tracepoint, sorted(int(tid) for tid in os.listdir(f"/proc/{pid}/task")))
+        except OSError as error:
+            self.unknown = _explain(error)
+
+    @property
+    def lost(self) -> int:
+        """Failures that came too fast to be counted."""
+        return 0 if self._results is None else self._results.lost
+
+    def count(self) -> None:
+        """Count what has come since."""
+        if self._results is not None:
+            self.counts.update((tid, nr) for tid, nr, _ in self._results.drain())
+
+
+def _tracepoint() -> int:
+    problem = OSError(errno.ENOENT, "no tracefs")
+    for place in _PLACES:
+        try:
+            return int(Path(place, _TRACEPOINT).read_text())
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                problem = error
+    raise problem
+
+
+def _explain(error: OSError) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "that takes CAP_PERFMON and the right to read /sys/kernel/tracing"
+    if error.errno == errno.ENOENT:
+        return "no tracefs on /sys/kernel/tracing, or this kernel has no raw_syscalls:sys_exit"
+    return f"perf_event_open(2): {os.strerror(error.errno or 0)}"
