@@ -602,6 +602,7 @@ static int take(struct psc_inbox *inbox, uint32_t index, uint64_t key, struct ps
 		event->listener = index;
 		event->key = key;
 		event->text_len = 0;
+		event->pending = false;
 		event->received_ns = event->untimed ? 0 : now_ns();
 		return 0;
 	}
@@ -671,6 +672,7 @@ static int take_orphan(struct psc_inbox *inbox, struct psc_journal *journal, str
 		event->listener = (uint32_t)i;
 		event->key = inbox->keys[i];
 		event->text_len = 0;
+		event->pending = false;
 		event->received_ns = now_ns();
 	}
 	pthread_mutex_unlock(&inbox->lock);

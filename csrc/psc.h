@@ -634,6 +634,7 @@ struct psc_event {
 	uint32_t slot; /* of the journal, 0: none */
 	uint8_t untimed; /* so many more need no received_ns: see psc_stats_latencies() */
 	uint8_t bucket;	 /* of latencies, the last one that was timed */
+	bool pending;	 /* counted as such by the statistics */
 	uint16_t text_len;
 	char text[64]; /* what a rule read of the target, its first text_len bytes */
 };
@@ -794,6 +795,7 @@ struct psc_stats_totals {
 	uint64_t answered[PSC_ANSWER_KINDS];
 	uint64_t gone;     /* targets that were gone before their answer */
 	uint64_t uncounted; /* answers to syscalls beyond the 1024 that have a row */
+	uint64_t pending;   /* held for the caller of psc_serve(), and not answered yet */
 };
 
 PSC_MUST_CHECK int psc_stats_new(struct psc_stats **ret_stats);
@@ -809,6 +811,47 @@ size_t psc_stats_rows(const struct psc_stats *stats, struct psc_stats_row *ret_r
  * costs 2 % of a call), and the others count like the last one timed. */
 void psc_stats_latencies(const struct psc_stats *stats, uint64_t ret_counts[PSC_LATENCY_BUCKETS]);
 uint64_t psc_latency_floor(unsigned int bucket);
+
+/* A ring of records, one for each call that was answered and counted, for a reader that
+ * comes now and then. */
+struct psc_record {
+	uint64_t id;
+	int64_t time_ns; /* CLOCK_MONOTONIC, received */
+	uint64_t args[6];
+	int64_t value; /* if kind is PSC_VALUE */
+	uint64_t latency_ns; /* until it was answered */
+	uint32_t pid; /* the thread's */
+	int32_t nr;
+	uint32_t arch;
+	int32_t error; /* if kind is PSC_ERROR */
+	uint16_t kind; /* psc_answer_kind */
+	uint16_t gone; /* 1: the call was over before its answer */
+	uint16_t text_len;
+	uint16_t reserved;
+	char text[64]; /* as in psc_event */
+};
+
+struct psc_ring;
+
+/* capacity, 1 to 4194304, is rounded up to a power of two of at least 2. -EINVAL. */
+PSC_MUST_CHECK int psc_ring_new(size_t capacity, struct psc_ring **ret_ring);
+void psc_ring_free(struct psc_ring *ring);
+size_t psc_ring_capacity(const struct psc_ring *ring);
+
+/* By any number of threads, without ever waiting. False: no room; it was counted. */
+bool psc_ring_write(struct psc_ring *ring, const struct psc_record *record);
+
+/* The oldest records, at most size, in the order of writing; they leave the ring. One
+ * thread at a time. Returns how many. */
+size_t psc_ring_read(struct psc_ring *ring, struct psc_record *ret_records, size_t size);
+
+/* How many are in it, at most; how many found no room. */
+size_t psc_ring_waiting(const struct psc_ring *ring);
+uint64_t psc_ring_dropped(const struct psc_ring *ring);
+
+/* From now on what is counted in stats goes into the ring too. The ring must live as long
+ * as the stats. Every call is timed then. */
+void psc_stats_keep_records(struct psc_stats *stats, struct psc_ring *ring);
 
 /* Receive and answer by the table until something needs the caller:
  *   1            the table says hold: *event is the caller's. Put the answer into

@@ -476,20 +476,33 @@ static enum truth holds(struct look *look, const struct rule *rule)
 	return terms < process ? terms : process;
 }
 
+static void keep_text(struct psc_event *event, const struct text *text)
+{
+	size_t length = text->end >= 0 ? (size_t)text->end : text->have;
+
+	event->text_len = (uint16_t)least(length, sizeof(event->text));
+	memcpy(event->text, text->bytes, event->text_len);
+}
+
 /* Apart, for its stack: only calls with conditional rules need that much. */
 static __attribute__((noinline)) struct psc_answer try_rules(const struct psc_table *table, const struct entry *entry,
-							      const struct seccomp_notif *n)
+							      const struct seccomp_notif *n, struct psc_event *event)
 {
 	struct text texts[6];
 	struct look look = { .table = table, .n = n, .texts = texts };
+	struct psc_answer answer = entry->answer;
 
 	for (uint32_t i = entry->rule; i != NEVER; i = table->rules[i].next) {
 		enum truth truth = holds(&look, &table->rules[i]);
 
-		if (truth != NO)
-			return truth == YES ? table->rules[i].answer : table->rules[i].unreadable;
+		if (truth == NO)
+			continue;
+		answer = truth == YES ? table->rules[i].answer : table->rules[i].unreadable;
+		break;
 	}
-	return entry->answer;
+	if (event && look.begun)
+		keep_text(event, &texts[__builtin_ctz(look.begun)]);
+	return answer;
 }
 
 struct psc_answer psc_table_decide(const struct psc_table *table, const struct seccomp_notif *n)
@@ -498,7 +511,20 @@ struct psc_answer psc_table_decide(const struct psc_table *table, const struct s
 
 	if (!entry->key)
 		return table->otherwise;
-	return entry->rule == NEVER ? entry->answer : try_rules(table, entry, n);
+	return entry->rule == NEVER ? entry->answer : try_rules(table, entry, n, NULL);
+}
+
+void psc_table_decide_event(const struct psc_table *table, struct psc_event *event)
+{
+	const struct seccomp_notif *n = &event->notif.n;
+	const struct entry *entry = find_entry(table, call_key(n->data.arch, n->data.nr));
+
+	if (!entry->key)
+		event->answer = table->otherwise;
+	else if (entry->rule == NEVER)
+		event->answer = entry->answer;
+	else
+		event->answer = try_rules(table, entry, n, event);
 }
 
 /* ------------------------------------------------------------------ oneself */

@@ -40,6 +40,8 @@ struct row {
 struct psc_stats {
 	_Atomic uint64_t gone;
 	_Atomic uint64_t uncounted[PSC_ANSWER_KINDS]; /* that have no row */
+	_Atomic uint64_t pending;
+	_Atomic(struct psc_ring *) ring;
 	_Atomic uint32_t used;
 	_Atomic uint64_t latencies[PSC_LATENCY_BUCKETS];
 	struct row rows[STATS_ROWS];
@@ -118,14 +120,14 @@ static void record(struct psc_stats *stats, struct psc_event *event, enum psc_an
 		event->untimed -= event->untimed > 0;
 	} else {
 		event->bucket = (uint8_t)latency_bucket(ns > 0 ? (uint64_t)ns : 0);
-		event->untimed = ns < FAST_NS ? UNTIMED : 0;
+		event->untimed = ns < FAST_NS && !stats->ring ? UNTIMED : 0;
 	}
 	count(&stats->latencies[event->bucket]);
 }
 
 void psc_stats_sum(const struct psc_stats *stats, struct psc_stats_totals *ret_totals)
 {
-	*ret_totals = (struct psc_stats_totals){ .gone = stats->gone };
+	*ret_totals = (struct psc_stats_totals){ .gone = stats->gone, .pending = stats->pending };
 	for (int kind = 0; kind < PSC_ANSWER_KINDS; kind++) {
 		ret_totals->uncounted += stats->uncounted[kind];
 		ret_totals->answered[kind] = stats->uncounted[kind];
@@ -207,15 +209,62 @@ static inline int respond(int fd, const struct seccomp_notif *n, const struct ps
 	}
 }
 
-static void account(struct psc_stats *stats, struct psc_event *event, enum psc_answer_kind kind,
+/* What became of an answer that its caller cannot ask for: that the target is gone
+ * is counted; that the kill was denied, too (the call then failed with EPERM). */
+static bool goes_on(int r)
+{
+	return r >= 0 || r == -ENOENT || r == -EINPROGRESS || r == -EPERM || r == -ESRCH;
+}
+
+static void keep(struct psc_ring *ring, const struct psc_event *event, const struct psc_answer *answer,
+		 int64_t answered_ns, bool gone)
+{
+	const struct seccomp_notif *n = &event->notif.n;
+	struct psc_record one = {
+		.id = n->id,
+		.time_ns = event->received_ns ? event->received_ns : now_ns(),
+		.value = answer->kind == PSC_VALUE ? answer->value : 0,
+		.pid = n->pid,
+		.nr = n->data.nr,
+		.arch = n->data.arch,
+		.error = answer->kind == PSC_ERROR ? answer->error : 0,
+		.kind = (uint16_t)answer->kind,
+		.gone = gone,
+		.text_len = event->text_len,
+	};
+
+	if (answered_ns > one.time_ns)
+		one.latency_ns = (uint64_t)(answered_ns - one.time_ns);
+	memcpy(one.args, n->data.args, sizeof(one.args));
+	memcpy(one.text, event->text, event->text_len);
+	(void)psc_ring_write(ring, &one);
+}
+
+static void account(struct psc_stats *stats, struct psc_event *event, const struct psc_answer *answer,
 		    int64_t answered_ns, int r)
 {
+	struct psc_ring *ring;
+
 	if (!stats)
 		return;
+	if (event->pending && goes_on(r)) {
+		event->pending = false;
+		atomic_fetch_sub_explicit(&stats->pending, 1, memory_order_relaxed);
+	}
 	if (r >= 0)
-		record(stats, event, kind, answered_ns);
+		record(stats, event, answer->kind, answered_ns);
 	else if (r == -ENOENT)
 		count(&stats->gone);
+	else
+		return;
+	ring = atomic_load_explicit(&stats->ring, memory_order_acquire);
+	if (ring)
+		keep(ring, event, answer, answered_ns, r == -ENOENT);
+}
+
+void psc_stats_keep_records(struct psc_stats *stats, struct psc_ring *ring)
+{
+	atomic_store_explicit(&stats->ring, ring, memory_order_release);
 }
 
 static int64_t answer_time(const struct psc_stats *stats, const struct psc_event *event)
@@ -237,7 +286,7 @@ static int send(struct psc_journal *journal, struct psc_event *event, const stru
 
 	if (journal)
 		psc_journal_done(journal, event);
-	account(stats, event, answer->kind, answered_ns, r);
+	account(stats, event, answer, answered_ns, r);
 	return r;
 }
 
@@ -256,7 +305,7 @@ static int answer_as(struct psc_inbox *inbox, pid_t tid, struct psc_event *event
 	} else {
 		r = -ENOENT;
 		psc_journal_done(psc_inbox_journal(inbox), event);
-		account(stats, event, answer->kind, 0, r);
+		account(stats, event, answer, 0, r);
 	}
 	psc_slot_leave(inbox, slot);
 	return r;
@@ -294,7 +343,7 @@ int psc_event_addfd(struct psc_inbox *inbox, struct psc_event *event, int source
 	if (flags & PSC_ADDFD_SEND && (r >= 0 || r == -ENOENT))
 		psc_journal_done(psc_inbox_journal(inbox), event);
 	if (flags & PSC_ADDFD_SEND)
-		account(stats, event, PSC_VALUE, answered_ns, r);
+		account(stats, event, &(struct psc_answer){ .kind = PSC_VALUE, .value = r }, answered_ns, r);
 	return r;
 }
 
@@ -319,22 +368,20 @@ ssize_t psc_event_read_string(struct psc_inbox *inbox, const struct psc_event *e
 
 /* -------------------------------------------------------------------- loop */
 
-/* What became of an answer that its caller cannot ask for: that the target is gone
- * is counted; that the kill was denied, too (the call then failed with EPERM). */
-static bool goes_on(int r)
-{
-	return r >= 0 || r == -ENOENT || r == -EINPROGRESS || r == -EPERM || r == -ESRCH;
-}
-
 /* 1 if the caller is to answer. What is refused is not told at once: to return could
  * already take what the thread holds, and it may be here again by then. */
-static int decide(struct psc_event *event, const struct psc_table *table)
+static int decide(struct psc_event *event, const struct psc_table *table, struct psc_stats *stats)
 {
-	event->answer = psc_table_decide(table, &event->notif.n);
+	psc_table_decide_event(table, event);
 	if (event->answer.kind != PSC_HOLD)
 		return 0;
-	if (!psc_table_refuses(table, event))
+	if (!psc_table_refuses(table, event)) {
+		if (stats) {
+			count(&stats->pending);
+			event->pending = true;
+		}
 		return 1;
+	}
 	event->refused++;
 	event->refused_last = event->notif.n;
 	return 0;
@@ -348,6 +395,7 @@ static int receive_stretch(struct psc_inbox *inbox, const struct psc_stretch *st
 	if (r < 0)
 		return r == -ENOENT ? psc_stretch_missed(inbox, stretch) : r;
 	event->text_len = 0;
+	event->pending = false;
 	event->received_ns = event->untimed ? 0 : now_ns();
 	return 0;
 }
@@ -383,7 +431,7 @@ static int serve_stretch(struct psc_inbox *inbox, const struct psc_table *table,
 		r = receive_stretch(inbox, &stretch, event);
 		if (r < 0)
 			break;
-		r = decide(event, table);
+		r = decide(event, table, stats);
 		if (r == 1)
 			break;
 	}
@@ -413,7 +461,7 @@ int psc_serve(struct psc_inbox *inbox, const struct psc_table *table, struct psc
 		r = psc_inbox_receive_as(inbox, tid, -1, event);
 		if (r < 0)
 			return r;
-		if (decide(event, table))
+		if (decide(event, table, stats))
 			return 1;
 		event->due = true;
 	}

@@ -49,6 +49,9 @@ from pyseccomp.responder import (
     reply as reply,
 )
 
+# events
+from pyseccomp.records import RECORD as RECORD, EventRecord as EventRecord, EventRing as EventRing
+
 # rules
 from pyseccomp.strings import StringArg as StringArg
 

@@ -20,6 +20,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 import warnings
 from typing import Any
 
@@ -681,8 +682,82 @@ cdef class Table:
         return answer.kind, answer.error, answer.value, answer.fd
 
 
+cdef class Records:
+    """Records in a row; a buffer of them, for numpy and memoryview."""
+
+    cdef cpsc.psc_record *records
+    cdef Py_ssize_t n
+    cdef Py_ssize_t stride
+
+    def __dealloc__(self):
+        PyMem_Free(self.records)
+
+    def __len__(self):
+        return self.n
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        self.stride = sizeof(cpsc.psc_record)
+        buffer.buf = <void *>self.records
+        buffer.format = b"T{Q:id:q:time_ns:(6)Q:args:q:value:Q:latency_ns:I:pid:i:nr:I:arch:i:error:H:kind:H:gone:H:text_len:H:reserved:64s:text:}"
+        buffer.itemsize = self.stride
+        buffer.len = self.n * self.stride
+        buffer.ndim = 1
+        buffer.shape = &self.n
+        buffer.strides = &self.stride
+        buffer.suboffsets = NULL
+        buffer.readonly = 0
+        buffer.internal = NULL
+        buffer.obj = self
+
+
+cdef class Ring:
+    cdef cpsc.psc_ring *ring
+    cdef object reading
+
+    def __cinit__(self, size_t capacity):
+        _check(cpsc.psc_ring_new(capacity, &self.ring), "make a ring of records")
+        self.reading = threading.Lock()
+
+    def __dealloc__(self):
+        cpsc.psc_ring_free(self.ring)
+
+    def read(self, size_t limit) -> Records:
+        cdef Records found = Records()
+        cdef size_t n
+        with self.reading:
+            n = min(limit, cpsc.psc_ring_waiting(self.ring))
+            found.records = <cpsc.psc_record *>PyMem_Calloc(n + 1, sizeof(cpsc.psc_record))
+            if found.records == NULL:
+                raise MemoryError()
+            with nogil:
+                n = cpsc.psc_ring_read(self.ring, found.records, n)
+            found.n = n
+        return found
+
+    def read_into(self, uint8_t[::1] buffer) -> int:
+        cdef size_t n = <size_t>buffer.shape[0] // sizeof(cpsc.psc_record)
+        if n == 0:
+            return 0
+        with self.reading, nogil:
+            n = cpsc.psc_ring_read(self.ring, <cpsc.psc_record *>&buffer[0], n)
+        return n
+
+    @property
+    def capacity(self) -> int:
+        return cpsc.psc_ring_capacity(self.ring)
+
+    @property
+    def waiting(self) -> int:
+        return cpsc.psc_ring_waiting(self.ring)
+
+    @property
+    def dropped(self) -> int:
+        return cpsc.psc_ring_dropped(self.ring)
+
+
 cdef class Stats:
     cdef cpsc.psc_stats *stats
+    cdef Ring ring
 
     def __cinit__(self):
         _check(cpsc.psc_stats_new(&self.stats), "make statistics")
@@ -690,10 +765,14 @@ cdef class Stats:
     def __dealloc__(self):
         cpsc.psc_stats_free(self.stats)
 
-    def totals(self) -> tuple[tuple[int, ...], int, int]:
+    def keep_records(self, Ring ring not None) -> None:
+        self.ring = ring  # lives as long as the statistics do
+        cpsc.psc_stats_keep_records(self.stats, ring.ring)
+
+    def totals(self) -> tuple[tuple[int, ...], int, int, int]:
         cdef cpsc.psc_stats_totals totals
         cpsc.psc_stats_sum(self.stats, &totals)
-        return tuple(totals.answered), totals.gone, totals.uncounted
+        return tuple(totals.answered), totals.gone, totals.uncounted, totals.pending
 
     def rows(self) -> list[tuple[int, int, tuple[int, ...]]]:
         cdef size_t size = 1024, n

@@ -329,12 +329,25 @@ cdef extern from "psc.h" nogil:
         uint64_t answered[6]
         uint64_t gone
         uint64_t uncounted
+        uint64_t pending
     int psc_stats_new(psc_stats **ret_stats)
     void psc_stats_free(psc_stats *stats)
     void psc_stats_sum(const psc_stats *stats, psc_stats_totals *ret_totals)
     size_t psc_stats_rows(const psc_stats *stats, psc_stats_row *ret_rows, size_t size)
     void psc_stats_latencies(const psc_stats *stats, uint64_t *ret_counts)
     uint64_t psc_latency_floor(unsigned int bucket)
+    cdef struct psc_record:
+        pass
+    cdef struct psc_ring:
+        pass
+    int psc_ring_new(size_t capacity, psc_ring **ret_ring)
+    void psc_ring_free(psc_ring *ring)
+    size_t psc_ring_capacity(const psc_ring *ring)
+    bint psc_ring_write(psc_ring *ring, const psc_record *record)
+    size_t psc_ring_read(psc_ring *ring, psc_record *ret_records, size_t size)
+    size_t psc_ring_waiting(const psc_ring *ring)
+    uint64_t psc_ring_dropped(const psc_ring *ring)
+    void psc_stats_keep_records(psc_stats *stats, psc_ring *ring)
     int psc_serve(psc_inbox *inbox, const psc_table *table, psc_stats *stats, psc_event *event)
 
     # gate

@@ -12,6 +12,7 @@ from pyseccomp import _core, syscalls
 from pyseccomp._core import Answer as Answer
 from pyseccomp.actions import Condition, Term
 from pyseccomp.errors import KernelError, PolicyError
+from pyseccomp.records import EventRing
 from pyseccomp.strings import STRING_TERM
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class ResponderStats:
 
     ``by_syscall`` maps (arch, number) to counts by answer; ``latencies`` holds (from_ns, count) of the histogram's
     buckets that are not empty, four to an octave, of the time from receiving to answering. ``gone``: targets that were
-    gone before their answer. ``uncounted``: answers to syscalls beyond the 1024 that are told apart.
+    gone before their answer. ``uncounted``: answers to syscalls beyond the 1024 that are told apart. ``pending``: calls that
+    were handed to a function and are not answered yet. ``dropped``: records that found no room in the event ring.
     """
 
     answered: Mapping[str, int]
@@ -89,6 +91,8 @@ class ResponderStats:
     latencies: tuple[tuple[int, int], ...]
     gone: int
     uncounted: int
+    pending: int = 0
+    dropped: int = 0
 
     @property
     def total(self) -> int:
@@ -140,6 +144,7 @@ class Responder:
         fallback: what a failing function stands for. Default ``deny(EPERM)``: ENOSYS would make libraries try an older
             call instead, which the policy may treat otherwise.
         on_error: called with the exception and the Notification; by default ``sys.unraisablehook`` reports it.
+        events: a ring that gets a record of each answer, see :class:`EventRing`.
     """
 
     def __init__(
@@ -148,12 +153,17 @@ class Responder:
         *,
         fallback: Answer | None = None,
         on_error: Callable[[Exception, Notification], object] | None = None,
+        events: EventRing | None = None,
     ) -> None:
         self._default = allow() if default is None else _rule(default)
         self._rules: dict[tuple[int, int], list[Rule]] = {}
         self._frozen = False
         self._on_error = on_error
         self._stats = _core.Stats()
+        self.events = events
+        """The ring that was given."""
+        if events is not None:
+            self._stats.keep_records(events._ring)
         self.fallback = deny(errno.EPERM) if fallback is None else fallback
         if not isinstance(self.fallback, Answer) or self.fallback.kind in (_HOLD, _ADD_FD):
             raise ValueError(f"a fallback is allow(), deny(), reply() or kill(), got {self.fallback!r}")
@@ -220,10 +230,10 @@ class Responder:
 
     def stats(self) -> ResponderStats:
         """Read the counters of all loops that used this responder; they never stop for it."""
-        answered, gone, uncounted = self._stats.totals()
+        answered, gone, uncounted, pending = self._stats.totals()
         rows = {(arch, nr): _counts(counts) for arch, nr, counts in self._stats.rows()}
         return ResponderStats(
-            _counts(answered), MappingProxyType(rows), tuple(self._stats.latencies()), gone, uncounted
+            _counts(answered), MappingProxyType(rows), tuple(self._stats.latencies()), gone, uncounted, pending, 0 if self.events is None else self.events.dropped
         )
 
     def _table(self) -> tuple[_core.Table, list[Callback]]:
