@@ -879,6 +879,13 @@ cdef class Event:
             r = cpsc.psc_event_answer(inbox, &self.event, &answer.answer, self.stats.stats)
         return 0 if r == -ENOENT else _check(r, self._doing("add a file descriptor for"))
 
+    def _answer(self, Answer answer not None) -> None:
+        """Answer by an answer; hold() is none yet."""
+        if answer.answer.kind == cpsc.PSC_ADD_FD:
+            self._give(answer)
+        elif answer.answer.kind != cpsc.PSC_HOLD:
+            self._send(answer.answer.kind, answer.answer.error, answer.answer.value, "answer")
+
     def allow(self) -> None:
         """Let the kernel carry the call out as if there were no filter.
 

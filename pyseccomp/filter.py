@@ -629,6 +629,11 @@ class Filter(Owned, Receiver):
         self._responder = responder
         return super().serve(responder)
 
+    async def serve_async(self, responder: Responder, *, limit: int = 1000) -> bool:
+        """Answer notifications by the responder in an asyncio loop; see :meth:`Receiver.serve_async`."""
+        self._responder = responder
+        return await super().serve_async(responder, limit=limit)
+
     def checkpoint(self) -> bytes:
         """Return what :meth:`restore` needs to manage this filter from another process when this one is dead.
 

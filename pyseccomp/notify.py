@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol, cast
 
-from pyseccomp import _core, compat_notify, emulate, syscalls
+from pyseccomp import _core, aserve, compat_notify, emulate, syscalls
 from pyseccomp.emulate import Allowed, StrPath
 from pyseccomp.errors import ReceiveTimeoutError
 from pyseccomp.responder import Responder
@@ -184,6 +184,21 @@ class Receiver:
         """
         table, stats, call = responder._compile()
         return self._inbox.serve(table, stats, call, responder.fallback, responder._report)
+
+    async def serve_async(self, responder: Responder, *, limit: int = 1000) -> bool:
+        """Answer notifications by the responder, whose functions may be coroutines, in the running asyncio loop.
+
+        What the responder answers without Python is answered in C by a thread, whatever the event loop does. Each call that
+        asks a function becomes a task; functions are as for :meth:`serve`, and what they return may be awaited. At most
+        ``limit`` are under way: then the thread waits for one to end, and everything else waits in the kernel, rules too.
+        That is the back-pressure. Works under uvloop.
+
+        Returns True if :meth:`stop` ended it, False if no task was left, when the functions under way have ended. Cancelling it
+        stops everything that receives here (as stop() does) and cancels them; their calls get ``fallback``.
+
+        Raises: NotificationError: there never was a listener (ENOTCONN).
+        """
+        return await aserve.serve_async(self, responder, limit)
 
     def stop(self) -> None:
         """End every :meth:`serve`, iteration and :meth:`receive` under way; with none, the next one ends at once.

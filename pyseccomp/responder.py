@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _HOLD, _CONTINUE, _ERROR, _VALUE, _KILL, _ADD_FD = range(6)
 _KINDS = ("hold", "allow", "deny", "reply", "kill", "add_fd")
 
-Callback = Callable[["Notification"], "Answer | None"]
+Callback = Callable[["Notification"], "Answer | None | Awaitable[Answer | None]"]
+"""A function of a Responder; one that returns an awaitable is for serve_async()."""
 
 
 class HasFileno(Protocol):
