@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -58,7 +59,7 @@ def _query(options: argparse.Namespace) -> int:
         pids = _descent(options.pid) if options.tree else _everybody()
         states = list(_states(pids, bool(options.programs), options.all))
         if options.tree and not states:
-            raise TargetGoneError(3, f"query of pid {options.pid}: no such process")
+            raise TargetGoneError(errno.ESRCH, f"query of pid {options.pid}: no such process")
         print(json.dumps([to_json(state) for state, _ in states], indent=2) if options.json else format_states(states))
         return 0
     state = query(options.pid, programs=options.programs is not False)

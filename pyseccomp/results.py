@@ -24,6 +24,8 @@ class Failures:
         self.counts: Counter[tuple[int, int]] = Counter()
         """By thread id and number."""
         self.unknown: str | None = None
+        self.lost = 0
+        """Failures that came too fast to be counted."""
         self._results: _core.Results | None = None
         try:
             tracepoint = _tracepoint()
@@ -31,15 +33,16 @@ class Failures:
         except OSError as error:
             self.unknown = _explain(error)
 
-    @property
-    def lost(self) -> int:
-        """Failures that came too fast to be counted."""
-        return 0 if self._results is None else self._results.lost
-
     def count(self) -> None:
         """Count what has come since."""
         if self._results is not None:
             self.counts.update((tid, nr) for tid, nr, _ in self._results.drain())
+            self.lost = self._results.lost
+
+    def close(self) -> None:
+        """Count for the last time, and close the descriptors. Idempotent."""
+        self.count()
+        self._results = None
 
 
 def _tracepoint() -> int:

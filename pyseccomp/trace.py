@@ -343,6 +343,8 @@ class Tracer(Owned):
                 filter.stop()
             self._loop.join()
         filter._leave_to_guardian()
+        for failures in self._failures:
+            failures.close()
         if self._release is not None and self._child is not None:  # never let run: nothing has happened yet
             os.kill(self._child, signal.SIGKILL)
             self._reap(wait=True)
