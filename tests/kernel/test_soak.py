@@ -71,10 +71,13 @@ def test_chaos_harms_no_answer(wait_killable: bool) -> None:
     with contextlib.ExitStack() as stack:
         f = stack.enter_context(ps.Filter(policy, wait_killable=wait_killable))
         loop: threading.Thread | None = None
+        own: dict[int, contextlib.ExitStack] = {}
 
         def start() -> Victim:
             nonlocal loop
-            one = stack.enter_context(victim(build_victim("caller"), chance.choice(["restart", "interrupt"])))
+            its = stack.enter_context(contextlib.ExitStack())
+            one = its.enter_context(victim(build_victim("caller"), chance.choice(["restart", "interrupt"])))
+            own[one.pid] = its
             f.attach(one)
             assert one.stdin is not None
             one.stdin.write("x")
@@ -104,6 +107,7 @@ def test_chaos_harms_no_answer(wait_killable: bool) -> None:
                 for attachment in f.attachments:
                     if attachment.pid == one.pid:
                         attachment.close()
+                own.pop(one.pid).close()
                 targets.remove(one)
                 targets.append(start())
             assert loop is not None and loop.is_alive()
