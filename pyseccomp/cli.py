@@ -145,7 +145,7 @@ def _add_simulate(commands: Any) -> None:
         "--arch", metavar="ARCH", help="of the call, such as x86_64, x86, aarch64 (if not given: this machine's)"
     )
     one.add_argument("call", metavar="CALL", help="name or number")
-    one.add_argument("args", nargs="*", metavar="ARG", help="arguments: 10, 0x10")
+    one.add_argument("args", nargs="*", metavar="ARG", help="arguments: 10, 0x10, O_WRONLY|O_CREAT, AT_FDCWD")
 
 
 # ------------------------------------------------------------------ commands
@@ -219,10 +219,7 @@ def _disasm(options: argparse.Namespace) -> int:
 
 def _simulate(options: argparse.Namespace) -> int:
     program = cli_policy.load(options)
-    try:
-        args = [int(text, 0) for text in options.args]
-    except ValueError as error:
-        raise PolicyError(f"simulate: an argument is no number: {error}") from None
+    args = [cli_policy.argument(text) for text in options.args]
     call = int(options.call, 0) if options.call[0].isdigit() else options.call
     decision = program.simulate(call, args=args, arch=options.arch)
     data = f" {errno_text(decision.data)}" if decision.action.name == "ERRNO" and decision.data else ""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import errno
+import mmap
 import os
+import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -136,6 +139,27 @@ def _action(option: str, text: str) -> Action:
 
 def _default(text: str) -> Action:
     return _ACTIONS[text.lower()] if text.lower() in _ACTIONS else actions.ERRNO(errno_number(text))
+
+
+def argument(text: str) -> int:
+    """Turn an argument of a call into a number: 10, 0x10, O_WRONLY|O_CREAT, AT_FDCWD, SIGTERM, AF_INET..."""
+    value = 0
+    for part in text.split("|"):
+        value |= _constant(part.strip())
+    return value
+
+
+def _constant(text: str) -> int:
+    if text == "AT_FDCWD":
+        return -100
+    for module in (os, socket, mmap, signal):
+        found = getattr(module, text, None) if text[:1].isupper() else None
+        if isinstance(found, int):
+            return int(found)
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise PolicyError(f"{text!r} is no argument: a number, or constants such as O_WRONLY|O_CREAT, AT_FDCWD, SIGTERM") from None
 
 
 def errno_number(text: str) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyseccomp import criu, formats
+from pyseccomp.cli_policy import argument
 from pyseccomp.errors import NotPermittedError, PolicyError, TargetGoneError
 from pyseccomp.explain import Opinion, explain
 from pyseccomp.listeners import ListenerHolder
@@ -45,7 +46,7 @@ def add_commands(commands: Any, add: Add) -> None:
     one = add(commands, "explain", _explain, "show what a process's filters say to a call: which one decides, and why")
     one.add_argument("pid", type=int, metavar="PID")
     one.add_argument("call", metavar="CALL", help="name or number")
-    one.add_argument("args", nargs="*", metavar="ARG", help="arguments: 10, 0x10 (0 if not given)")
+    one.add_argument("args", nargs="*", metavar="ARG", help="arguments: 10, 0x10, O_WRONLY|O_CREAT, AT_FDCWD (0 if not given)")
     one.add_argument("--arch", metavar="ARCH", help="of the call, such as x86_64, x86 (if not given: this machine's)")
 
 
@@ -94,10 +95,7 @@ def _dump(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    try:
-        args = [int(text, 0) for text in options.args]
-    except ValueError as error:
-        raise PolicyError(f"explain: an argument is no number: {error}") from None
+    args = [argument(text) for text in options.args]
     call = int(options.call, 0) if options.call[0].isdigit() else options.call
     found = explain(options.pid, call, args, arch=options.arch)
     for at in reversed(range(len(found.opinions))):

@@ -21,6 +21,7 @@ from pyseccomp.trace import Call, Tracer, comm, select_calls
 Add = Callable[..., argparse.ArgumentParser]
 INTERRUPTED = 130
 _TOP = 10
+_PROFILE = "seccomp-profile.json"
 _CLEAR = "\033[H\033[J"
 _LEGEND = "UNTIL NEXT: until the same thread's next traced call, which is no less than the call took."
 
@@ -40,7 +41,9 @@ def add_commands(commands: Any, add: Add) -> None:
     one.add_argument("-t", "--time", action="store_true", help="begin each line with the time of day")
     one = add(commands, "profile", _profile, "learn a policy from what a command or a process does", error_status=125)
     _add_target(one)
-    one.add_argument("-o", "--output", required=True, metavar="FILE", help="OCI seccomp JSON to write; - is stdout")
+    one.add_argument(
+        "-o", "--output", metavar="FILE", help=f"OCI seccomp JSON to write; - is stdout (if not given: a new file {_PROFILE})"
+    )
     one.add_argument("--merge", metavar="OLD", help="an earlier profile, to which what is learnt is added")
     one.add_argument("--no-args", action="store_true", help="allow calls whatever their arguments")
 
@@ -169,6 +172,10 @@ def _native() -> str:
 
 def _profile(options: argparse.Namespace) -> int:
     _check_target(options)
+    if options.output is None:
+        if os.path.lexists(_PROFILE):
+            options.usage(f"{_PROFILE} is there already: give -o FILE")
+        options.output = _PROFILE
     old = _read_old(options.merge) if options.merge is not None else None
     watched = {} if options.no_args else profile.WATCHED
     with Tracer(watched=watched, from_exec=options.pid is None) as tracer:

@@ -326,6 +326,8 @@ def test_query_dump_and_explain_on_the_command_line(tmp_path: Path) -> None:
         assert [one.program for one in image.chain(image.last()[0])] == [first, notify_getppid()]
         assert "no number 2" in cli("dump", subject.pid, "-o", tmp_path / "x", "--index", 2, status=1)
         said = cli("explain", subject.pid, "mkdir", 0, "0o777")
+        assert cli("explain", subject.pid, "openat", "AT_FDCWD", 0, "O_WRONLY|O_CREAT").endswith("ALLOW\n")
+        assert "is no argument" in cli("explain", subject.pid, "mkdir", "O_NONSENSE", status=1)
         assert "mode == 0777: yes" in said and "<- decides" in said and said.endswith("the kernel answers: ERRNO(13)\n")
     with victim(build_victim("idle")) as bare:
         assert "carries no filter" in cli("dump", bare.pid, "-o", tmp_path / "x", status=1)

@@ -314,6 +314,14 @@ def test_a_learnt_profile_runs_an_http_server_and_denies_others(tmp_path: Path) 
     assert "PermissionError" in done.stderr
 
 
+def test_without_a_name_the_profile_is_a_new_file(tmp_path: Path) -> None:
+    done = cli("profile", "--", "true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ps.load(tmp_path / "seccomp-profile.json").default == ps.ERRNO(1)
+    again = cli("profile", "--", "true", cwd=tmp_path)
+    assert again.returncode == 2 and "is there already" in again.stderr
+
+
 def test_values_are_kept_where_they_say_what_is_meant(tmp_path: Path) -> None:
     out = tmp_path / "profile.json"
     learn(out, sys.executable, "-c", "import socket; socket.socket(socket.AF_UNIX)")
