@@ -799,7 +799,12 @@ def _rebuild(dup: Any) -> Filter:
 
 
 def _known() -> list[tuple[Program, str]]:
-    return [(one._program, one._name or f"Filter fd={one._fd}") for one in list(_alive) if one._fd >= 0]
+    while True:
+        try:
+            found = list(_alive)
+        except RuntimeError:  # another thread makes a filter at this moment
+            continue
+        return [(one._program, one._name or f"Filter fd={one._fd}") for one in found if one._fd >= 0]
 
 
 know_from(_known)
