@@ -191,9 +191,9 @@ def test_a_name_in_use_is_not_taken_again_and_a_stale_one_is(runtime: Path) -> N
     with victim(build_victim("idle")) as a, victim(build_victim("idle")) as b:
         before = guardians()
         with managing(lambda pipe: holding([a.pid], pipe)) as manager:
+            (held_by,) = guardians() - before
             with ps.Filter(notify_getppid(), name="held") as f, pytest.raises(ps.ReclaimError, match="in use"):
                 f.attach(b.pid, on_supervisor_death="hold")
-            (held_by,) = guardians() - before
             dies(manager)
             os.kill(held_by, signal.SIGKILL)
             wait_until(lambda: not guardians() - before, "the guardian is dead")
