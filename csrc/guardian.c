@@ -69,14 +69,6 @@ struct guardian {
 	struct psc_work *done;
 };
 
-static int64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
-
 static int watch(struct guardian *g, enum source source, int fd, uint32_t events)
 {
 	struct epoll_event e = { .events = events, .data.u64 = (uint64_t)source << 32 | (uint32_t)fd };
@@ -709,7 +701,7 @@ static int64_t next_deadline(struct guardian *g)
 
 static void act_on_deadlines(struct guardian *g)
 {
-	int64_t now = now_ns();
+	int64_t now = psc_monotonic_ns();
 
 	for (size_t i = 0; i < g->n; i++) {
 		struct psc_ward *ward = &g->wards[i];
@@ -754,7 +746,7 @@ static void dispatch(struct guardian *g, const struct epoll_event *e)
 
 static void look_once(struct guardian *g)
 {
-	int64_t deadline = next_deadline(g), left = deadline < 0 ? -1 : deadline - now_ns();
+	int64_t deadline = next_deadline(g), left = deadline < 0 ? -1 : deadline - psc_monotonic_ns();
 	struct timespec timeout = { left / 1000000000, left % 1000000000 };
 	struct epoll_event e;
 

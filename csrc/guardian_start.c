@@ -110,67 +110,25 @@ int psc_guardian_start(const char *path, int *ret_socket)
 
 /* ---------------------------------------------------------------- messages */
 
-union control {
-	struct cmsghdr header;
-	uint8_t room[CMSG_SPACE(PSC_GUARDIAN_FDS * sizeof(int))];
-};
+_Static_assert(PSC_GUARDIAN_FDS == PSC_PACKET_FDS, "a message fills a packet");
 
 int psc_guardian_send(int socket, const struct psc_guardian_message *message, const int *fds, size_t n)
 {
-	struct iovec iov = { (void *)message, sizeof(*message) };
-	union control control = { 0 };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
-	ssize_t sent;
-
-	if (n > PSC_GUARDIAN_FDS)
-		return -EINVAL;
-	if (n) {
-		m.msg_control = &control;
-		m.msg_controllen = CMSG_SPACE(n * sizeof(int));
-		control.header.cmsg_level = SOL_SOCKET;
-		control.header.cmsg_type = SCM_RIGHTS;
-		control.header.cmsg_len = CMSG_LEN(n * sizeof(int));
-		memcpy(CMSG_DATA(&control.header), fds, n * sizeof(int));
-	}
-	do
-		sent = sendmsg(socket, &m, MSG_NOSIGNAL);
-	while (sent < 0 && errno == EINTR);
-	return sent < 0 ? -errno : 0;
-}
-
-static size_t take_fds(struct msghdr *m, int ret_fds[PSC_GUARDIAN_FDS])
-{
-	size_t n = 0;
-
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
-		size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		memcpy(ret_fds + n, CMSG_DATA(c), count * sizeof(int));
-		n += count;
-	}
-	return n;
+	return psc_packet_send(socket, message, sizeof(*message), fds, n);
 }
 
 int psc_guardian_receive(int socket, struct psc_guardian_message *ret_message, int ret_fds[PSC_GUARDIAN_FDS])
 {
 	struct psc_guardian_message message;
-	struct iovec iov = { &message, sizeof(message) };
-	union control control;
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
-	ssize_t got = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
-	size_t n;
+	int n = psc_packet_receive(socket, &message, sizeof(message), ret_fds, PSC_GUARDIAN_FDS);
 
-	if (got < 0)
-		return -errno;
-	n = take_fds(&m, ret_fds);
-	if (got == sizeof(message) && !(m.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) &&
-	    message.n_outcomes <= psc_array_size(message.outcomes)) {
+	if (n < 0)
+		return n;
+	if (message.n_outcomes <= psc_array_size(message.outcomes)) {
 		*ret_message = message;
-		return (int)n;
+		return n;
 	}
-	for (size_t i = 0; i < n; i++)
+	for (int i = 0; i < n; i++)
 		close(ret_fds[i]);
-	return got == 0 ? -ECONNRESET : -EBADMSG;
+	return -EBADMSG;
 }

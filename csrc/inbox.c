@@ -88,14 +88,6 @@ struct psc_inbox {
 	_Atomic bool fed[MAX_LISTENERS]; /* a gate receives from it */
 };
 
-static int64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
-
 static int key_fd(uint64_t key)
 {
 	return (int)(uint32_t)key;
@@ -409,7 +401,7 @@ int psc_inbox_feed(struct psc_inbox *inbox, const struct psc_event *route, const
 		*event = *route;
 		event->untimed = 0;
 		event->notif = *notif;
-		event->received_ns = now_ns();
+		event->received_ns = psc_monotonic_ns();
 		r = 0;
 	}
 	pthread_mutex_unlock(&feed->lock);
@@ -603,7 +595,7 @@ static int take(struct psc_inbox *inbox, uint32_t index, uint64_t key, struct ps
 		event->key = key;
 		event->text_len = 0;
 		event->pending = false;
-		event->received_ns = event->untimed ? 0 : now_ns();
+		event->received_ns = event->untimed ? 0 : psc_monotonic_ns();
 		return 0;
 	}
 	return r == -ENOENT ? missed(inbox, index, key) : r;
@@ -637,7 +629,7 @@ static int wait_single(struct psc_inbox *inbox, uint32_t index, int64_t deadline
 
 static int wait_many(struct psc_inbox *inbox, int64_t deadline, struct psc_event *event)
 {
-	int64_t left = deadline <= 0 ? 0 : deadline - now_ns();
+	int64_t left = deadline <= 0 ? 0 : deadline - psc_monotonic_ns();
 	struct timespec timeout = {};
 	struct epoll_event e;
 	int r;
@@ -673,7 +665,7 @@ static int take_orphan(struct psc_inbox *inbox, struct psc_journal *journal, str
 		event->key = inbox->keys[i];
 		event->text_len = 0;
 		event->pending = false;
-		event->received_ns = now_ns();
+		event->received_ns = psc_monotonic_ns();
 	}
 	pthread_mutex_unlock(&inbox->lock);
 	return i >= 0 ? 0 : AGAIN;

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -28,6 +29,32 @@ static inline void psc_close_file(FILE **f)
 {
 	if (*f)
 		fclose(*f);
+}
+
+/* CLOCK_MONOTONIC, by the vDSO: no system call. */
+static inline int64_t psc_monotonic_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+/* The same for sums with unsigned time-outs. */
+static inline uint64_t psc_now_ns(void)
+{
+	return (uint64_t)psc_monotonic_ns();
+}
+
+/* A call as one word, never 0 for an AUDIT_ARCH_*; and spread for a table of them. */
+static inline uint64_t psc_call_key(uint32_t arch, int nr)
+{
+	return (uint64_t)arch << 32 | (uint32_t)nr;
+}
+
+static inline uint32_t psc_call_hash(uint64_t key)
+{
+	return (uint32_t)((key * 0x9e3779b97f4a7c15ull) >> 32);
 }
 
 #define _cleanup_free_ __attribute__((cleanup(psc_free_ptr)))

@@ -30,59 +30,6 @@
 #define MAX_PROC_TEXT 16384
 #define OVERFLOW_UID 65534
 
-/* ------------------------------------------------------------------- packets */
-
-union control {
-	struct cmsghdr header;
-	uint8_t room[CMSG_SPACE(3 * sizeof(int))];
-};
-
-int psc_packet_send(int socket, const void *data, size_t size, const int *fds, size_t n)
-{
-	struct iovec iov = { (void *)data, size };
-	union control control = { 0 };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
-	ssize_t sent;
-
-	if (n) {
-		m.msg_control = &control;
-		m.msg_controllen = CMSG_SPACE(n * sizeof(int));
-		control.header.cmsg_level = SOL_SOCKET;
-		control.header.cmsg_type = SCM_RIGHTS;
-		control.header.cmsg_len = CMSG_LEN(n * sizeof(int));
-		memcpy(CMSG_DATA(&control.header), fds, n * sizeof(int));
-	}
-	do
-		sent = sendmsg(socket, &m, MSG_NOSIGNAL);
-	while (sent < 0 && errno == EINTR);
-	return sent < 0 ? -errno : 0;
-}
-
-int psc_packet_receive(int socket, void *ret_data, size_t size, int *ret_fds, size_t n)
-{
-	struct iovec iov = { ret_data, size };
-	union control control;
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
-	ssize_t got = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
-	int fds[3];
-	size_t have = 0;
-
-	if (got < 0)
-		return -errno;
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c))
-		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
-			have = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-			memcpy(fds, CMSG_DATA(c), have * sizeof(int));
-		}
-	if (got == (ssize_t)size && have <= n && !(m.msg_flags & (MSG_TRUNC | MSG_CTRUNC))) {
-		memcpy(ret_fds ? ret_fds : fds, fds, have * sizeof(int));
-		return (int)have;
-	}
-	for (size_t i = 0; i < have; i++)
-		close(fds[i]);
-	return got == 0 ? -ECONNRESET : -EBADMSG;
-}
-
 /* ------------------------------------------------------------- what is asked */
 
 enum call { OPEN, OPENAT, OPENAT2, CREAT, OTHER };
@@ -394,21 +341,13 @@ int psc_opener_start(const char *path, int *ret_socket)
 	return psc_role_start(path, "open", ret_socket);
 }
 
-static int64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
-
 static int wait_for(int socket, int64_t deadline)
 {
 	struct pollfd p = { .fd = socket, .events = POLLIN };
 	int r;
 
 	do {
-		int64_t left = deadline - now_ns();
+		int64_t left = deadline - psc_monotonic_ns();
 		struct timespec t = { left / 1000000000, left % 1000000000 };
 
 		if (left <= 0)
@@ -420,7 +359,7 @@ static int wait_for(int socket, int64_t deadline)
 
 static int hear(int socket, uint64_t timeout_ns, struct psc_open_reply *ret_reply, int *ret_fd)
 {
-	int r = wait_for(socket, now_ns() + (int64_t)timeout_ns), fd = -1;
+	int r = wait_for(socket, psc_monotonic_ns() + (int64_t)timeout_ns), fd = -1;
 
 	if (r < 0)
 		return r;

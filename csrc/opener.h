@@ -5,6 +5,7 @@
 #define PSC_OPENER_H
 
 #include "internal.h"
+#include "packet.h"
 #include "psc.h"
 
 #include <limits.h>
@@ -47,11 +48,6 @@ PSC_MUST_CHECK int psc_walk(const struct psc_open_request *request, int root, in
 
 /* The life of the opener: a process for each request, until the supervisor's end of socket is closed. */
 PSC_MUST_CHECK int psc_opener_run(int socket);
-
-/* One packet with its fds, over a seqpacket socket. receive: exactly size bytes and at
- * most n fds, else -EBADMSG; -ECONNRESET at the end. Returns how many fds; they are CLOEXEC. */
-PSC_MUST_CHECK int psc_packet_send(int socket, const void *data, size_t size, const int *fds, size_t n);
-PSC_MUST_CHECK int psc_packet_receive(int socket, void *ret_data, size_t size, int *ret_fds, size_t n);
 
 /* Start the program at path in the role (NULL: guardian), as psc_guardian_start(). */
 PSC_MUST_CHECK int psc_role_start(const char *path, const char *role, int *ret_socket);

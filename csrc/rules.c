@@ -56,14 +56,9 @@ struct psc_table {
 	struct entry entries[];
 };
 
-static uint64_t call_key(uint32_t arch, int nr)
-{
-	return (uint64_t)arch << 32 | (uint32_t)nr;
-}
-
 static struct entry *find_entry(const struct psc_table *table, uint64_t key)
 {
-	uint32_t i = (uint32_t)((key * 0x9e3779b97f4a7c15ull) >> 32);
+	uint32_t i = psc_call_hash(key);
 
 	while (table->entries[i & table->mask].key && table->entries[i & table->mask].key != key)
 		i++;
@@ -220,7 +215,7 @@ static void enter(struct psc_table *table, const struct psc_rule *rules, size_t 
 	struct sizes used = {};
 
 	for (size_t i = 0; i < n; i++) {
-		uint64_t key = call_key(rules[i].arch, rules[i].nr);
+		uint64_t key = psc_call_key(rules[i].arch, rules[i].nr);
 		struct entry *entry = find_entry(table, key);
 
 		if (!entry->key)
@@ -507,7 +502,7 @@ static __attribute__((noinline)) struct psc_answer try_rules(const struct psc_ta
 
 struct psc_answer psc_table_decide(const struct psc_table *table, const struct seccomp_notif *n)
 {
-	const struct entry *entry = find_entry(table, call_key(n->data.arch, n->data.nr));
+	const struct entry *entry = find_entry(table, psc_call_key(n->data.arch, n->data.nr));
 
 	if (!entry->key)
 		return table->otherwise;
@@ -517,7 +512,7 @@ struct psc_answer psc_table_decide(const struct psc_table *table, const struct s
 void psc_table_decide_event(const struct psc_table *table, struct psc_event *event)
 {
 	const struct seccomp_notif *n = &event->notif.n;
-	const struct entry *entry = find_entry(table, call_key(n->data.arch, n->data.nr));
+	const struct entry *entry = find_entry(table, psc_call_key(n->data.arch, n->data.nr));
 
 	if (!entry->key)
 		event->answer = table->otherwise;
@@ -540,13 +535,11 @@ void psc_table_refuse_own(struct psc_table *table, const struct psc_answer *answ
 bool psc_table_refuses(const struct psc_table *table, struct psc_event *event)
 {
 	pid_t tid = (pid_t)event->notif.n.pid;
-	struct timespec t;
 	int64_t now;
 
 	if (!table->owner || tid == 0)
 		return false;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	now = t.tv_sec * 1000000000LL + t.tv_nsec;
+	now = psc_monotonic_ns();
 	if (tid == event->foreign && now - event->foreign_ns < FOREIGN_NS)
 		return false;
 	if (psc_syscall(SYS_tgkill, table->owner, tid, 0) != 0) {

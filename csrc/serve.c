@@ -19,16 +19,6 @@
 #define FAST_NS 10000
 #define UNTIMED 7
 
-static uint64_t call_key(uint32_t arch, int nr)
-{
-	return (uint64_t)arch << 32 | (uint32_t)nr;
-}
-
-static uint32_t call_hash(uint64_t key)
-{
-	return (uint32_t)((key * 0x9e3779b97f4a7c15ull) >> 32);
-}
-
 /* ------------------------------------------------------------------- stats */
 
 /* key is 0 while free: no arch is 0. */
@@ -71,7 +61,7 @@ void psc_stats_free(struct psc_stats *stats)
 /* The row of a call, made if there is none; NULL if half of all are used. */
 static struct row *find_row(struct psc_stats *stats, uint64_t key)
 {
-	for (uint32_t i = call_hash(key);; i++) {
+	for (uint32_t i = psc_call_hash(key);; i++) {
 		struct row *row = &stats->rows[i % STATS_ROWS];
 		uint64_t seen = row->key;
 
@@ -112,7 +102,7 @@ uint64_t psc_latency_floor(unsigned int bucket)
 /* answered_ns is 0 if the event was not timed. */
 static void record(struct psc_stats *stats, struct psc_event *event, enum psc_answer_kind kind, int64_t answered_ns)
 {
-	struct row *row = find_row(stats, call_key(event->notif.n.data.arch, event->notif.n.data.nr));
+	struct row *row = find_row(stats, psc_call_key(event->notif.n.data.arch, event->notif.n.data.nr));
 	int64_t ns = answered_ns - event->received_ns;
 
 	count(row ? &row->answered[kind] : &stats->uncounted[kind]);
@@ -165,14 +155,6 @@ void psc_stats_latencies(const struct psc_stats *stats, uint64_t ret_counts[PSC_
 
 /* ------------------------------------------------------------------ events */
 
-static int64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
-
 static int event_fd(const struct psc_event *event)
 {
 	return (int)(uint32_t)event->key;
@@ -222,7 +204,7 @@ static void keep(struct psc_ring *ring, const struct psc_event *event, const str
 	const struct seccomp_notif *n = &event->notif.n;
 	struct psc_record one = {
 		.id = n->id,
-		.time_ns = event->received_ns ? event->received_ns : now_ns(),
+		.time_ns = event->received_ns ? event->received_ns : psc_monotonic_ns(),
 		.value = answer->kind == PSC_VALUE ? answer->value : 0,
 		.pid = n->pid,
 		.nr = n->data.nr,
@@ -269,7 +251,7 @@ void psc_stats_keep_records(struct psc_stats *stats, struct psc_ring *ring)
 
 static int64_t answer_time(const struct psc_stats *stats, const struct psc_event *event)
 {
-	return stats && event->received_ns ? now_ns() : 0;
+	return stats && event->received_ns ? psc_monotonic_ns() : 0;
 }
 
 int psc_notify_answer(int fd, const struct seccomp_notif *n, const struct psc_answer *answer)
@@ -396,7 +378,7 @@ static int receive_stretch(struct psc_inbox *inbox, const struct psc_stretch *st
 		return r == -ENOENT ? psc_stretch_missed(inbox, stretch) : r;
 	event->text_len = 0;
 	event->pending = false;
-	event->received_ns = event->untimed ? 0 : now_ns();
+	event->received_ns = event->untimed ? 0 : psc_monotonic_ns();
 	return 0;
 }
 

@@ -139,8 +139,8 @@ static const struct psc_trace_spec *find_spec(const struct psc_trace *trace, uin
 
 static struct row *find_row(struct psc_trace *trace, uint32_t arch, int nr)
 {
-	uint64_t key = (uint64_t)arch << 32 | (uint32_t)nr;
-	uint32_t at = (uint32_t)((key * 0x9e3779b97f4a7c15ull) >> 32);
+	uint64_t key = psc_call_key(arch, nr);
+	uint32_t at = psc_call_hash(key);
 	struct row *row;
 
 	for (;; at++) {
@@ -384,14 +384,6 @@ void psc_trace_deaf(struct psc_trace *trace)
 
 /* -------------------------------------------------------------------- loop */
 
-static int64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
-
 static void note(struct psc_trace *trace, struct psc_inbox *inbox, const struct psc_event *event)
 {
 	const struct seccomp_data *data = &event->notif.n.data;
@@ -410,7 +402,7 @@ static void note(struct psc_trace *trace, struct psc_inbox *inbox, const struct 
 	if (trace->ring && !trace->deaf && !(row->spec && row->spec->silent))
 		publish(trace, write_record(trace, inbox, event, row->spec));
 	thread->last = row->spec && row->spec->ends ? NULL : row;
-	thread->since_ns = now_ns();
+	thread->since_ns = psc_monotonic_ns();
 }
 
 int psc_trace_run(struct psc_trace *trace, struct psc_inbox *inbox, struct psc_event *event)
@@ -486,7 +478,7 @@ size_t psc_trace_threads(const struct psc_trace *trace, struct psc_trace_thread 
 
 int psc_trace_values(const struct psc_trace *trace, uint32_t arch, int nr, uint32_t ret_values[PSC_TRACE_VALUES])
 {
-	uint64_t key = (uint64_t)arch << 32 | (uint32_t)nr;
+	uint64_t key = psc_call_key(arch, nr);
 
 	for (size_t i = 0; i < ROWS; i++) {
 		const struct row *row = &trace->rows[i];

@@ -26,8 +26,6 @@
 /* A raw system call of up to six arguments: >= 0 or -errno. */
 #define psc_sys(nr, ...) psc_sys6(nr, ##__VA_ARGS__, 0, 0, 0, 0, 0, 0)
 
-uint64_t psc_now_ns(void);
-
 enum psc_tracee_state {
 	PSC_TRACEE_RUNNING, /* seized, not stopped yet */
 	PSC_TRACEE_STOPPED,

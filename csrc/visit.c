@@ -25,14 +25,6 @@
 
 #define SEIZE_OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
 
-uint64_t psc_now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 struct psc_tracee *psc_visit_find(struct psc_visit *visit, pid_t tid)
 {
 	for (size_t i = 0; i < visit->n; i++)

@@ -13,14 +13,6 @@
 #define RETRY_NS 20000000
 #define BRIEF_US 20000
 
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
-
 void psc_ward_destroy(struct psc_ward *ward)
 {
 	for (size_t i = 0; i < ward->n_listeners; i++)
@@ -107,7 +99,7 @@ static void kill_target(struct psc_work *work)
 void psc_work_run(struct psc_work *work)
 {
 	const struct timespec nap = { 0, RETRY_NS };
-	uint64_t end = now_ns() + work->options.timeout_ns;
+	uint64_t end = psc_now_ns() + work->options.timeout_ns;
 
 	work->result = (struct psc_attach_result){ .listener = -1 };
 	work->state = PSC_WARD_INACTIVE;
@@ -116,7 +108,7 @@ void psc_work_run(struct psc_work *work)
 		return;
 	}
 	try_once(work);
-	while (work->automatic && work->state == PSC_WARD_INACTIVE && may_pass(work->result.refusal) && now_ns() < end) {
+	while (work->automatic && work->state == PSC_WARD_INACTIVE && may_pass(work->result.refusal) && psc_now_ns() < end) {
 		nanosleep(&nap, NULL);
 		close_results(work);
 		try_once(work);

@@ -1,0 +1,73 @@
+/* packet.c - messages with file descriptors beside them, as guardian and opener speak. */
+#define _GNU_SOURCE
+#include "packet.h"
+#include "internal.h"
+
+#include <string.h>
+#include <sys/socket.h>
+
+/* Room for an even number of fds is exact: none comes that is not counted. */
+union control {
+	struct cmsghdr header;
+	uint8_t room[CMSG_SPACE(PSC_PACKET_FDS * sizeof(int))];
+};
+
+int psc_packet_send(int socket, const void *data, size_t size, const int *fds, size_t n)
+{
+	struct iovec iov = { (void *)data, size };
+	union control control = { 0 };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t sent;
+
+	if (n > PSC_PACKET_FDS)
+		return -EINVAL;
+	if (n) {
+		m.msg_control = &control;
+		m.msg_controllen = CMSG_SPACE(n * sizeof(int));
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(n * sizeof(int));
+		memcpy(CMSG_DATA(&control.header), fds, n * sizeof(int));
+	}
+	do
+		sent = sendmsg(socket, &m, MSG_NOSIGNAL);
+	while (sent < 0 && errno == EINTR);
+	return sent < 0 ? -errno : 0;
+}
+
+static size_t take_fds(struct msghdr *m, int ret_fds[PSC_PACKET_FDS])
+{
+	size_t n = 0;
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
+		size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		memcpy(ret_fds + n, CMSG_DATA(c), count * sizeof(int));
+		n += count;
+	}
+	return n;
+}
+
+int psc_packet_receive(int socket, void *ret_data, size_t size, int *ret_fds, size_t n)
+{
+	struct iovec iov = { ret_data, size };
+	union control control;
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
+	ssize_t got = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
+	int fds[PSC_PACKET_FDS];
+	size_t have;
+
+	if (got < 0)
+		return -errno;
+	have = take_fds(&m, fds);
+	if (got == (ssize_t)size && have <= n && !(m.msg_flags & (MSG_TRUNC | MSG_CTRUNC))) {
+		if (have)
+			memcpy(ret_fds, fds, have * sizeof(int));
+		return (int)have;
+	}
+	for (size_t i = 0; i < have; i++)
+		close(fds[i]);
+	return got == 0 ? -ECONNRESET : -EBADMSG;
+}
