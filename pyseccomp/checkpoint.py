@@ -43,7 +43,7 @@ from pyseccomp.actions import Combined
 from pyseccomp.attach import Attachment, AttachResult, ThreadOutcome
 from pyseccomp.errors import CheckpointError, ReclaimError, SeccompError, TargetGoneError
 from pyseccomp.program import Program
-from pyseccomp.query import TaskState, query
+from pyseccomp.query import TaskState, query, with_programs
 from pyseccomp.responder import Answer, Callback, Responder, Rule, deny, hold
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _VERSION: Final = 1
 _DIGEST: Final = 32
 _MAX_BODY: Final = 64 << 20
 _QUIET: Final = 1.0
-_ERRNO_VALUE_MAX: Final = 1 << 63
+_VALUE_END: Final = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +361,7 @@ def _not_carried(filter_: Filter, one: _Saved, task: TaskState, pidfd: int) -> s
     meant = [t for t in task.threads if t.alive and (one.threads == "all" or t.tid == one.pid)]
     if any(t.seccomp != "filter" or (t.filters is not None and t.filters < one.filters) for t in meant):
         return f"process {one.pid} does not carry the filter any more"
-    shown = query(pidfd=pidfd, programs=True)
+    shown = with_programs(task, pidfd, one.timeout)
     for thread in shown.threads:
         known = thread.programs is not None and thread.tid in {t.tid for t in meant}
         if known and filter_.program not in [x.program for x in thread.programs or ()]:
@@ -381,7 +381,7 @@ def _read_responder(found: Any, functions: Mapping[str, Callback]) -> Responder:
         if not isinstance(value, list) or len(value) != 3 or not all(type(number) is int for number in value):
             raise CheckpointError(errno.EBADMSG, f"restoring a checkpoint: {value!r} is no answer")
         kind, error, number = value
-        if kind not in range(5) or not 0 <= error < 4096 or not -_ERRNO_VALUE_MAX <= number < _ERRNO_VALUE_MAX:
+        if kind not in range(5) or not 0 <= error < 4096 or not -_VALUE_END <= number < _VALUE_END:
             raise CheckpointError(errno.EBADMSG, f"restoring a checkpoint: {value!r} is no answer")
         return Answer(kind, error, number)
 

@@ -6,10 +6,11 @@ programs these are takes ptrace and CAP_SYS_ADMIN, and stops each thread for a m
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -130,41 +131,57 @@ def query(
     >>> query(os.getpid()).state in ("detached", "active")
     True
     """
+    with _handle(target, pidfd) as (state, handle):
+        if not programs or state.state != "active":
+            return state
+        state = with_programs(state, handle, timeout, known)
+        notifying = any(one.program.notifies for thread in state.threads for one in thread.programs or ())
+        holders = tuple(one for one in find_listeners() if one.in_use is not False) if notifying else ()
+        return dataclasses.replace(state, listeners=holders)
+
+
+def dump(target: int | HasPid | None = None, *, pidfd: int | None = None, timeout: float = 1.0) -> tuple[LoadedFilter, ...]:
+    """Read the programs of a process's main thread, the oldest first; of the first thread with filters, if the main one has none.
+
+    That thread is stopped as by :func:`query` with ``programs=True``; nothing else is looked for.
+
+    Raises what query() raises, and NotPermittedError, TargetBusyError, TargetGoneError, UnsupportedError, KernelError, each with
+    the reason, where the programs cannot be read.
+    """
+    with _handle(target, pidfd) as (state, handle):
+        filtered = (thread for thread in state.threads if thread.alive and thread.seccomp == "filter")
+        thread = next(filtered, None)
+        return loaded.read(handle, state.pid, thread.tid, timeout, _named()) if thread is not None else ()
+
+
+@contextlib.contextmanager
+def _handle(target: int | HasPid | None, pidfd: int | None) -> Iterator[tuple[TaskState, int]]:
+    """The state of a process, and a pidfd of that very process (-1 when it was reaped)."""
     if (target is None) == (pidfd is None):
         raise TypeError("query() takes a target or a pidfd: exactly one")
     if pidfd is not None:
         if pidfd < 0:
             raise ValueError(f"query: a pidfd is not negative: {pidfd}")
-        return _with_programs(_by_pidfd(pidfd), pidfd, known, timeout) if programs else _by_pidfd(pidfd)
+        yield _by_pidfd(pidfd), pidfd
+        return
     assert target is not None
     if not isinstance(target, int):
         if getattr(target, "returncode", None) is not None:
-            return _REAPED
+            yield _REAPED, -1
+            return
         target = target.pid
     state = _by_pid(target)
-    if not programs or state.state != "active":
-        return state
+    if state.state != "active":
+        yield state, -1
+        return
     try:
         handle = os.pidfd_open(target)
     except OSError as error:
         raise _explain(error, f"pid {target}", target) from None
     try:
-        return _with_programs(_by_pidfd(handle), handle, known, timeout)
+        yield _by_pidfd(handle), handle
     finally:
         os.close(handle)
-
-
-def dump(target: int | HasPid | None = None, *, pidfd: int | None = None, timeout: float = 1.0) -> tuple[LoadedFilter, ...]:
-    """Read the programs of a process's main thread, the oldest first; see :func:`query` with ``programs=True``.
-
-    Raises what query() raises, and NotPermittedError, TargetBusyError, UnsupportedError where the programs cannot be read.
-    """
-    state = query(target, pidfd=pidfd, programs=True, timeout=timeout)
-    if state.programs is not None:
-        return state.programs
-    if state.unknown:
-        raise NotPermittedError(errno.EACCES, state.unknown[0])
-    return ()
 
 
 def _by_pid(pid: int) -> TaskState:
@@ -185,9 +202,9 @@ def _by_pidfd(pidfd: int) -> TaskState:
         raise _explain(error, f"pidfd {pidfd}", 0) from None
 
 
-def _with_programs(state: TaskState, pidfd: int, known: Iterable[tuple[Program, str]], timeout: float) -> TaskState:
-    """Add the threads' programs, and who listens."""
-    named = [*(one for source in _sources for one in source()), *known]
+def with_programs(state: TaskState, pidfd: int, timeout: float, known: Iterable[tuple[Program, str]] = ()) -> TaskState:
+    """Add the threads' programs, or why they are not known. For this package only."""
+    named = [*_named(), *known]
     threads = []
     for thread in state.threads:
         if thread.alive and thread.seccomp == "filter":
@@ -196,12 +213,14 @@ def _with_programs(state: TaskState, pidfd: int, known: Iterable[tuple[Program, 
             except SeccompError as error:
                 thread = dataclasses.replace(thread, unknown=str(error.args[-1]))
         threads.append(thread)
-    notifying = any(one.program.notifies for thread in threads for one in thread.programs or ())
-    holders = tuple(one for one in find_listeners() if one.in_use is not False) if notifying else ()
-    return dataclasses.replace(state, threads=tuple(threads), listeners=holders)
+    return dataclasses.replace(state, threads=tuple(threads))
 
 
 _sources: list[Callable[[], list[tuple[Program, str]]]] = []
+
+
+def _named() -> list[tuple[Program, str]]:
+    return [one for source in _sources for one in source()]
 
 
 def know_from(source: Callable[[], list[tuple[Program, str]]]) -> None:
