@@ -15,6 +15,7 @@ from typing import IO, Any
 from pyseccomp import formats, profile
 from pyseccomp.errors import PolicyError
 from pyseccomp.policy import Policy
+from pyseccomp.syscalls import Arch
 from pyseccomp.text import printable, table
 from pyseccomp.trace import Call, Tracer, comm, select_calls
 
@@ -139,7 +140,7 @@ def format_counts(tracer: Tracer, seconds: float, rows: int | None = None) -> st
     for c in counts[:rows]:
         mean = "" if c.mean_until_next_ns is None else f"{c.mean_until_next_ns / 1000:.1f}"
         longest = "" if c.mean_until_next_ns is None else f"{c.longest_until_next_ns / 1000:.1f}"
-        where = "" if c.arch is None or c.arch.name == _native() else f" ({c.arch.value})"
+        where = "" if c.arch is None or c.arch is Arch.native() else f" ({c.arch.value})"
         lines.append((str(c.count), f"{100 * c.count / total:.1f}", _errors(c.errors), mean, longest, c.name + where))
     failed = None if tracer.errors_unknown is not None else sum(c.errors or 0 for c in counts)
     lines.append((str(total), "100.0" if total else "", _errors(failed), "", "", "total"))
@@ -159,12 +160,6 @@ def _about_errors(tracer: Tracer) -> str:
     if tracer.errors_unknown is not None:
         return f" ERRORS are not known: {tracer.errors_unknown}."
     return f" {tracer.errors_lost} more ERRORS came too fast to be counted." if tracer.errors_lost else ""
-
-
-def _native() -> str:
-    from pyseccomp.syscalls import Arch
-
-    return Arch.native().name
 
 
 # ------------------------------------------------------------------- profile

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Final
 
 from pyseccomp import _core
 
-_TRACEPOINT: Final = "events/raw_syscalls/sys_exit/id"
+_TRACEPOINT: Final = "events/raw_syscalls/sys_exit/format"
+_FIELDS: Final = ("field:long id;\toffset:8;\tsize:8;", "field:long ret;\toffset:16;\tsize:8;")
+"""Where csrc/results.c expects them; a kernel that is built for real time, say, may put more before them."""
 _PLACES: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 
 
@@ -49,10 +52,15 @@ def _tracepoint() -> int:
     problem = OSError(errno.ENOENT, "no tracefs")
     for place in _PLACES:
         try:
-            return int(Path(place, _TRACEPOINT).read_text())
+            text = Path(place, _TRACEPOINT).read_text()
         except OSError as error:
             if error.errno != errno.ENOENT:
                 problem = error
+        else:
+            number = re.search(r"^ID: (\d+)$", text, re.MULTILINE)
+            if number is None or not all(field in text for field in _FIELDS):
+                raise OSError(errno.EPROTO, f"{place}/{_TRACEPOINT}")
+            return int(number[1])
     raise problem
 
 
@@ -61,4 +69,6 @@ def _explain(error: OSError) -> str:
         return "that takes CAP_PERFMON and the right to read /sys/kernel/tracing"
     if error.errno == errno.ENOENT:
         return "no tracefs on /sys/kernel/tracing, or this kernel has no raw_syscalls:sys_exit"
+    if error.errno == errno.EPROTO:
+        return f"{error.strerror} describes other fields than this version knows"
     return f"perf_event_open(2): {os.strerror(error.errno or 0)}"

@@ -1,9 +1,9 @@
 """Watch the system calls of processes: every notified call is let run and counted in C, and recorded if wanted.
 
 A notification comes at the entry of a call. So what is seen is which calls are made, by whom, with which arguments;
-results and errors are not, and of a call's duration only an upper bound is known: the time until the same thread's next
+results are not, and of a call's duration only an upper bound is known: the time until the same thread's next
 traced call. In return a call that is not traced costs nothing, and one that is costs two switches of context, where
-ptrace takes four.
+ptrace takes four. Which calls failed is asked of a tracepoint beside (:mod:`pyseccomp.results`), where that is allowed.
 
 Nothing takes a filter out of the kernel again. A process that was traced goes on being asked about for its life: after
 :meth:`Tracer.close`, and when the tracer dies, a guardian answers "run it".
@@ -207,7 +207,6 @@ class Tracer(Owned):
         self._failure: BaseException | None = None
         self._child: int | None = None
         self._release: Callable[[], None] | None = None
-        self._started = 0
         self._taken = threading.Lock()
         self.status: int | None = None
         """How the process that was started ended: its exit status, or -N for a signal."""
@@ -289,7 +288,6 @@ class Tracer(Owned):
         while a thread of C code lets calls run. A slow on_calls makes targets wait once 2 MiB of records do.
         """
         self._check_open("follow")
-        self._started = time.monotonic_ns()
         self._loop = threading.Thread(target=self._run, name="pyseccomp-trace", daemon=True)
         self._loop.start()
         if self._release is not None:
@@ -303,7 +301,8 @@ class Tracer(Owned):
             elif on_calls is None:
                 self._loop.join(0.05)
             self._reap()
-            self._errors()
+            for failures in self._failures:
+                failures.count()
             if on_tick is not None and time.monotonic() >= next_tick:
                 on_tick()
                 next_tick = time.monotonic() + interval
