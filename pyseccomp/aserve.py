@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
@@ -63,9 +64,9 @@ class _AsyncServer:
                 self._table, self._stats, self._hand_over, self._responder.fallback, self._responder._report
             )
         except BaseException as error:
-            self._tell(lambda problem=error: self._ended.set_exception(problem))  # type: ignore[misc]
+            self._tell(functools.partial(self._ended.set_exception, error))
         else:
-            self._tell(lambda: self._ended.set_result(found))
+            self._tell(functools.partial(self._ended.set_result, found))
 
     def _tell(self, what: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop was closed under us

@@ -11,8 +11,7 @@ the target is another than this process's, that takes CAP_SETUID, CAP_SETGID and
 
 ``csrc/psc.h`` ("opening") lists what differs from the kernel: magic links of procfs (``/proc/self/fd/N``, ``/dev/stdin``)
 are ELOOP, ``/dev/tty`` is ENXIO, FIFOs without O_NONBLOCK are EOPNOTSUPP, and so is O_PATH, which the kernel lets nobody
-hand over; Landlock domains and LSM labels of the target are
-not taken on.
+hand over; Landlock domains and LSM labels of the target are not taken on.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HOLD, _CONTINUE, _ERROR, _VALUE, _KILL, _ADD_FD = range(6)
 _KINDS = ("hold", "allow", "deny", "reply", "kill", "add_fd")
 
-Callback = Callable[["Notification"], "Answer | None | Awaitable[Answer | None]"]
+Callback = Callable[["Notification"], Answer | None | Awaitable[Answer | None]]
 """A function of a Responder; one that returns an awaitable is for serve_async()."""
 
 
