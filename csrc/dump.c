@@ -3,7 +3,7 @@
  * PTRACE_SECCOMP_GET_FILTER gives a filter as it was loaded, if the thread is in
  * a ptrace-stop, the asker has CAP_SYS_ADMIN in the first user namespace and no
  * filter itself. The thread is stopped like one that is attached to (visit.c),
- * by an injector, for as long as it takes to copy: some ten microseconds. A
+ * by an injector, for as long as it takes to copy: some 60 microseconds. A
  * notification that it waits for is sent again, as after any ptrace-stop. */
 #define _GNU_SOURCE
 #include "attach.h"

@@ -117,7 +117,7 @@ def query(
     may be missing. No right over the target is needed but to see it in /proc; its ``arch`` needs the right to trace it.
 
     programs: read every thread's programs too, and who holds listeners. Each thread with filters is stopped by ptrace for some
-    ten microseconds (as by :meth:`Filter.attach`; interrupted calls go on, a notification that waits is sent again); timeout:
+    60 microseconds (as by :meth:`Filter.attach`; interrupted calls go on, a notification that waits is sent again); timeout:
     seconds within which it must stop. That takes CAP_SYS_ADMIN and an asker without filters; what cannot be read is None, and
     ``unknown`` says why. known: programs with names, by which :attr:`LoadedFilter.known` tells them; Filters of this process
     are known anyway.

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -96,7 +97,8 @@ def test_programs_that_libseccomp_made(kind: str, filters: int) -> None:
         else:
             assert ps.explain(subject, "mprotect", (0, 4096, 5)).action == ps.ERRNO(errno.EPERM)
             found = ps.explain(subject, "socket", (45,))
-            assert found.decides == 4 and found.opinions[4].reasons == (("domain >= 41", True),) or found.action == ps.ERRNO(97)
+            assert (found.decides, found.action) == (4, ps.ERRNO(errno.EAFNOSUPPORT))
+            assert found.opinions[4].reasons == (("domain > AF_VSOCK", True),)
 
 
 @needs_right
@@ -167,9 +169,7 @@ def test_a_stopped_process_stays_stopped_and_a_notified_one_is_answered() -> Non
     with victim(build_victim("idle")) as subject, ps.Filter(notify_getppid()) as f:
         f.attach(subject)
         subject.tell("report")
-        end = time.monotonic() + 10
-        while not any(h.waiting for h in ps.listeners(os.getpid())) and time.monotonic() < end:
-            time.sleep(0.001)
+        assert select.select([f], [], [], 10)[0]
         (state,) = {ps.query(subject, programs=True)}
         assert state.listeners is not None
         (ours,) = {h.listener for h in state.listeners if h.pid == os.getpid()}
@@ -232,7 +232,8 @@ def test_why_programs_are_not_known() -> None:
             libc = ctypes.CDLL(None)
             assert libc.ptrace(0x4206, subject.pid, 0, 0) == 0
             state = ps.query(subject.pid, programs=True)
-            assert libc.ptrace(17, subject.pid, 0, 0) in (0, -1)
+            with pytest.raises(ps.TargetBusyError, match=f"process {os.getpid()} traces it"):
+                ps.dump(subject.pid)
             return state.unknown
 
         assert "carries a filter itself" in in_child(filtered)[0]
@@ -247,7 +248,8 @@ def test_without_the_right_the_counts_are_told_and_the_reason() -> None:
     with carrying(deny_getppid()) as subject:
         state = ps.query(subject, programs=True)
         assert state.threads[0].filters and state.programs is None
-        assert len(state.unknown) == 1 and "CAP_SYS_ADMIN" in state.unknown[0] or "filter itself" in state.unknown[0]
+        (why,) = state.unknown
+        assert "CAP_SYS_ADMIN" in why or "filter itself" in why
 
 
 @needs_right

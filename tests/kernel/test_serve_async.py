@@ -122,7 +122,8 @@ def test_stop_and_cancel(run: Run) -> None:
 
     async def stopped(box: Any) -> bool:
         served = asyncio.ensure_future(box.serve_async(ps.Responder(ps.reply(0))))
-        await asyncio.sleep(0.05)
+        while not box._inbox.stays:
+            await asyncio.sleep(0.001)
         box.stop()
         return bool(await served)
 
@@ -131,7 +132,10 @@ def test_stop_and_cancel(run: Run) -> None:
     cancelled: list[bool] = []
 
     async def cancel(box: Any) -> None:
+        begun = asyncio.Event()
+
         async def never(n: ps.Notification) -> ps.Answer:
+            begun.set()
             try:
                 await asyncio.Event().wait()
             finally:
@@ -139,9 +143,7 @@ def test_stop_and_cancel(run: Run) -> None:
             return ps.allow()
 
         served = asyncio.ensure_future(box.serve_async(ps.Responder(never, fallback=ps.deny(errno.EIO)), limit=1))
-        while not box._inbox.stays:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.1)
+        await asyncio.wait_for(begun.wait(), 10)
         served.cancel()
         with pytest.raises(asyncio.CancelledError):
             await served

@@ -18,7 +18,7 @@ import pytest
 
 import pyseccomp as ps
 from attaching import wait_until
-from pyseccomp import profile
+from pyseccomp import profile, results
 from pyseccomp.trace import Call, Tracer, select_calls
 
 CLI = [sys.executable, "-m", "pyseccomp"]
@@ -89,6 +89,14 @@ def test_errors_are_what_strace_counts(tmp_path: Path) -> None:
         counts.pop("wait4", None)  # ECHILD and EINTR, as timing will have it
     assert ours == theirs and ours["openat"] > 2 and ours["newfstatat"] >= 1
     assert re.search(rf"^\d+ +[\d.]+ +{ours['openat']} .* openat$", out.read_text(), re.M)
+
+
+def test_a_tracepoint_of_another_shape_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = tmp_path / "events/raw_syscalls/sys_exit/format"
+    described.parent.mkdir(parents=True)
+    described.write_text("ID: 1\nformat:\n\tfield:long id;\toffset:16;\tsize:8;\n\tfield:long ret;\toffset:24;\tsize:8;\n")
+    monkeypatch.setattr(results, "_PLACES", (str(tmp_path),))
+    assert results.Failures(os.getpid()).unknown == f"{described} describes other fields than this version knows"
 
 
 def test_errors_of_a_running_process_and_its_threads() -> None:
@@ -350,12 +358,11 @@ def test_merging_keeps_what_was_there_and_refuses_what_was_denied() -> None:
 def test_an_interrupted_profile_is_written(tmp_path: Path) -> None:
     out = tmp_path / "profile.json"
     learning = subprocess.Popen(
-        [*CLI, "profile", "-o", out, "--", "sh", "-c", "echo begun; exec sleep 100"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [*CLI, "profile", "-o", out, "--", "sh", "-c", "sleep 0.01; echo slept; exec sleep 100"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
     try:
-        assert learning.stdout is not None and learning.stdout.readline() == b"begun\n"
-        time.sleep(0.3)
+        assert learning.stdout is not None and learning.stdout.readline() == b"slept\n"
         os.killpg(learning.pid, signal.SIGINT)
         learning.communicate(timeout=TIMEOUT)
         names = {name for rule in json.loads(out.read_text())["syscalls"] for name in rule["names"]}
