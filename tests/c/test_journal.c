@@ -1,18 +1,11 @@
 /* A journal of nothing, adopted; and what is no journal is refused. Real notifications go through it in
  * tests/kernel/test_guardian.py. */
 #define _GNU_SOURCE
+#include "check.h"
 #include "journal.h"
 
 #include <fcntl.h>
 #include <string.h>
-
-#define CHECK(condition)                                                     \
-	do {                                                                 \
-		if (!(condition)) {                                          \
-			fprintf(stderr, "%d: %s\n", __LINE__, #condition);   \
-			return 1;                                            \
-		}                                                            \
-	} while (0)
 
 int main(void)
 {

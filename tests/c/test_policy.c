@@ -1,18 +1,11 @@
 /* The compiler through its C interface: meaning, refusals, equivalence, limits. */
+#include "check.h"
 #include "psc.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define CHECK(condition)                                                             \
-	do {                                                                         \
-		if (!(condition)) {                                                  \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-			exit(1);                                                     \
-		}                                                                    \
-	} while (0)
 
 struct program {
 	struct sock_filter *insns;

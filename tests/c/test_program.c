@@ -1,19 +1,11 @@
 /* The checker and the interpreter: what each instruction does, what is refused where. */
+#include "check.h"
 #include "psc.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define CHECK(condition)                                                             \
-	do {                                                                         \
-		if (!(condition)) {                                                  \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-			exit(1);                                                     \
-		}                                                                    \
-	} while (0)
-#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 static const struct seccomp_data sample = {
 	.nr = 7, .arch = 0xc000003e, .instruction_pointer = 0x1122334455667788, .args = { 0xaabbccdd00000011, 5 },

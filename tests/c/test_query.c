@@ -1,6 +1,7 @@
 /* The parsers of query.c on real, hostile and mutated texts, and the readers on
  * this process: with ASan and UBSan when built so. */
 #define _GNU_SOURCE 1
+#include "check.h"
 #include "psc.h"
 
 #include <errno.h>
@@ -11,14 +12,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#define CHECK(condition)                                                           \
-	do {                                                                       \
-		if (!(condition)) {                                                \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-			exit(1);                                                   \
-		}                                                                  \
-	} while (0)
 
 static const char status[] =
 	"Name:\ta\\nSeccomp:\\\\ b\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t100\nNgid:\t0\nPid:\t101\n"

@@ -1,7 +1,7 @@
 /* results.c: refusals, and failures of a real child where the kernel lets us see them. */
+#include "check.h"
 #include "psc.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -28,8 +28,8 @@ static void refuses_what_is_none(void)
 	struct psc_results *results = NULL;
 	pid_t self = getpid();
 
-	assert(psc_results_open(UINT32_MAX, &self, 1, &results) < 0);
-	assert(!results);
+	CHECK(psc_results_open(UINT32_MAX, &self, 1, &results) < 0);
+	CHECK(!results);
 	psc_results_free(NULL);
 }
 
@@ -42,7 +42,7 @@ static void counts_failures(uint64_t id)
 	pid_t child;
 	char c;
 
-	assert(pipe(pipes) == 0);
+	CHECK(pipe(pipes) == 0);
 	child = fork();
 	if (child == 0) {
 		if (read(pipes[0], &c, 1) != 1)
@@ -52,21 +52,21 @@ static void counts_failures(uint64_t id)
 		close(open("/", O_RDONLY | O_DIRECTORY));
 		_exit(0);
 	}
-	assert(child > 0);
+	CHECK(child > 0);
 	if (psc_results_open(id, &child, 1, &results) < 0)
 		results = NULL; /* no privilege: the child ends all the same */
-	assert(write(pipes[1], "x", 1) == 1);
-	assert(waitpid(child, &status, 0) == child && status == 0);
+	CHECK(write(pipes[1], "x", 1) == 1);
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
 	if (!results)
 		return;
 	n = psc_results_drain(results, found, 3);
-	assert(n == 3);
+	CHECK(n == 3);
 	n += psc_results_drain(results, found + 3, 61);
 	for (size_t i = 0; i < n; i++)
 		opens += found[i].tid == child && found[i].nr == SYS_openat && found[i].error == ENOENT;
-	assert(opens == 7);
-	assert(psc_results_lost(results) == 0);
-	assert(psc_results_drain(results, found, 64) == 0);
+	CHECK(opens == 7);
+	CHECK(psc_results_lost(results) == 0);
+	CHECK(psc_results_drain(results, found, 64) == 0);
 	psc_results_free(results);
 }
 

@@ -1,5 +1,6 @@
 /* Tables of rules: conditions on registers, strings (of this very process) and processes; patterns. */
 #define _GNU_SOURCE
+#include "check.h"
 #include "psc.h"
 
 #include <errno.h>
@@ -11,14 +12,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CHECK(condition)                                                             \
-	do {                                                                         \
-		if (!(condition)) {                                                  \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-			exit(1);                                                     \
-		}                                                                    \
-	} while (0)
-#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define ARCH 0xc000003e
 #define NR 257
 

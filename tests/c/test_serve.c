@@ -1,5 +1,6 @@
 /* The loop, without Python: a real child under a real filter, answered by a table, by the caller, and counted. */
 #define _GNU_SOURCE
+#include "check.h"
 #include "psc.h"
 
 #include <errno.h>
@@ -13,14 +14,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#define CHECK(condition)                                                             \
-	do {                                                                         \
-		if (!(condition)) {                                                  \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-			exit(1);                                                     \
-		}                                                                    \
-	} while (0)
 
 enum { CALLS = 200 };
 
