@@ -211,9 +211,9 @@ class Filter(Owned, Receiver):
             self._attachments.append(attachment)
         attachment._changed("inactive", "it parked itself")
 
-    def _hear_parked(self, timeout: float = 0.0) -> None:
+    def _hear_parked(self, timeout: float = 0.0, pidfd: int | None = None) -> None:
         if self._channel is not None and self._page.writable and self._fd >= 0:
-            park.hear(self, self._channel, timeout)
+            park.hear(self, self._channel, timeout, pidfd)
 
     @property
     def closed(self) -> bool:

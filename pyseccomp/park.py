@@ -32,6 +32,7 @@ _MAGIC: Final = b"PSCPARK\0"
 _HELLO, _DONE, _GONE = 1, 2, 3
 _WAITING, _APPLIED, _LOST = range(3)
 _NEW_LISTENER = 1 << 3
+_LAST_WORDS = 0.2
 
 
 class Channel:
@@ -186,7 +187,12 @@ class Parked(Attachment):
         """Wait for what became of it."""
         deadline = time.monotonic() + self.timeout
         while not self._done and not self.lost:
-            self._filter._hear_parked(max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            ended = bool(select.select([self._pidfd], [], [], 0)[0])
+            # What it left is on its way, unless its helper was killed with it.
+            self._filter._hear_parked(*((min(left, _LAST_WORDS), None) if ended else (left, self._pidfd)))
+            if ended and not self._done and not self.lost:
+                raise TargetGoneError(errno.ESRCH, f"parked process {self.pid}: it has ended, and said nothing of the filter")
             if time.monotonic() >= deadline and not self._done and not self.lost:
                 raise AttachTimeoutError(errno.ETIMEDOUT, f"parked process {self.pid}: nothing within {self.timeout} s; is it stopped?")
         if self.lost:
@@ -240,10 +246,10 @@ class Parked(Attachment):
         super().close()
 
 
-def hear(filter: Filter, channel: Channel, timeout: float = 0.0) -> None:
-    """Take the messages that have come; wait for one if told."""
+def hear(filter: Filter, channel: Channel, timeout: float = 0.0, pidfd: int | None = None) -> None:
+    """Take the messages that have come; wait for one if told, or for the end of a process."""
     if timeout > 0:
-        select.select([channel.ours], [], [], timeout)
+        select.select([channel.ours.fileno(), *([] if pidfd is None else [pidfd])], [], [], timeout)
     while True:
         try:
             data, fds, flags, _ = socket.recv_fds(channel.ours, _MESSAGE.size + 1, 8, socket.MSG_CMSG_CLOEXEC)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import gc
 import os
@@ -26,6 +27,8 @@ import pyseccomp as ps
 from pyseccomp import park
 from pyseccomp.park import Parked
 
+LIBC = ctypes.CDLL(None)
+SYS_KCMP, KCMP_VM = ps.resolve_syscall(ps.Arch.native(), "kcmp"), 1
 ROUNDS = int(os.environ.get("PYSECCOMP_ROUNDS", "20"))
 
 
@@ -231,6 +234,16 @@ def test_death_is_told_and_leaves_nobody_behind(kind: int) -> None:
         assert f._channel is not None
 
 
+def test_death_that_nobody_is_left_to_tell_is_seen() -> None:
+    with parked(denying()) as (f, target, attachment):
+        others = (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != target.pid)
+        (helper,) = (pid for pid in others if LIBC.syscall(SYS_KCMP, target.pid, pid, KCMP_VM, 0, 0) == 0)
+        for pid in (helper, target.pid):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ps.TargetGoneError, match="said nothing of the filter"):
+            attachment.activate()
+
+
 def test_giving_up_is_told() -> None:
     with parked(denying()) as (f, target, attachment):
         assert target.ask("close") == "closed"
@@ -303,10 +316,11 @@ def test_the_creator_s_own_child_inherits_the_way() -> None:
         f.accept_parked()
 
         def child() -> int:
-            f.attach(active=False)
+            a = f.attach(active=False)
             end = time.monotonic() + DEADLINE
             while getpgid() == 0 and time.monotonic() < end:
                 time.sleep(0.001)
+            a.close()  # the creator has been told
             return getpgid()
 
         thread = threading.Thread(target=lambda: (f.wait_parked(1, DEADLINE), f.activate()))
