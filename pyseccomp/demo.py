@@ -157,6 +157,7 @@ def _notified(responder: Responder, load: _Load, port: int) -> None:
     _wait_until(lambda: responder.stats().answered.get("allow", 0) >= REQUESTS, "notifications answered")
     verify(True, f"notifications are answered: {responder.stats().answered['allow']} opens allowed so far")
     status, body = _get(port, "/secret/plan.txt")
+    _wait_until(lambda: "deny" in responder.stats().answered, "a denied open")  # is counted after it was sent
     verify(
         status == 404 and PAGES["/secret/plan.txt"] not in body and responder.stats().answered.get("deny", 0) == 1,
         f"the path /secret/plan.txt is denied (the server answers {status}), by a decision made here",
