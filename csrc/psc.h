@@ -782,7 +782,9 @@ bool psc_glob_match(const char *pattern, size_t pattern_length, const char *text
 
 /* ------------------------------------------------------------------- serve */
 
-/* Counters that loops fill and anybody reads at any time, without locks. */
+/* Counters that loops fill and anybody reads at any time, without locks. An effect that
+ * is seen is counted: an answer counts from just before it is sent, and no more if it
+ * turns out to reach nobody. (Its record comes into the ring just afterwards.) */
 #define PSC_LATENCY_BUCKETS 252
 
 struct psc_stats_row {

@@ -4,6 +4,11 @@
  * that is being answered may be a thread of this process, trapped while it holds
  * any lock there is (the GIL, malloc's). So the loop neither allocates nor logs;
  * counters are atomic words.
+ *
+ * An answer is counted before it is sent, and taken back if it reached nobody: who sees
+ * an effect finds it counted. (For a moment a count may hold one that reaches nobody.)
+ * A record for the ring cannot be taken back and tells whether the target was gone, so
+ * it is written afterwards.
  */
 #define _GNU_SOURCE
 #include "inbox.h"
@@ -40,6 +45,11 @@ struct psc_stats {
 static void count(_Atomic uint64_t *counter)
 {
 	atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
+}
+
+static void uncount(_Atomic uint64_t *counter)
+{
+	atomic_fetch_sub_explicit(counter, 1, memory_order_relaxed);
 }
 
 int psc_stats_new(struct psc_stats **ret_stats)
@@ -99,20 +109,37 @@ uint64_t psc_latency_floor(unsigned int bucket)
 	return (uint64_t)(4 + bucket % 4) << (bucket / 4 - 1);
 }
 
-/* answered_ns is 0 if the event was not timed. */
-static void record(struct psc_stats *stats, struct psc_event *event, enum psc_answer_kind kind, int64_t answered_ns)
-{
-	struct row *row = find_row(stats, psc_call_key(event->notif.n.data.arch, event->notif.n.data.nr));
-	int64_t ns = answered_ns - event->received_ns;
+/* Where an answer was counted. */
+struct tally {
+	_Atomic uint64_t *answered, *latency;
+	bool pending;
+};
 
-	count(row ? &row->answered[kind] : &stats->uncounted[kind]);
+/* answered_ns is 0 if the event was not timed. */
+static struct tally tally_answer(struct psc_stats *stats, struct psc_event *event, enum psc_answer_kind kind,
+				 int64_t answered_ns)
+{
+	struct tally tally = { .pending = event->pending };
+	int64_t ns = answered_ns - event->received_ns;
+	struct row *row;
+
+	if (!stats)
+		return tally;
+	row = find_row(stats, psc_call_key(event->notif.n.data.arch, event->notif.n.data.nr));
 	if (answered_ns == 0) {
 		event->untimed -= event->untimed > 0;
 	} else {
 		event->bucket = (uint8_t)latency_bucket(ns > 0 ? (uint64_t)ns : 0);
 		event->untimed = ns < FAST_NS && !stats->ring ? UNTIMED : 0;
 	}
-	count(&stats->latencies[event->bucket]);
+	tally.answered = row ? &row->answered[kind] : &stats->uncounted[kind];
+	tally.latency = &stats->latencies[event->bucket];
+	count(tally.answered);
+	count(tally.latency);
+	if (tally.pending)
+		uncount(&stats->pending);
+	event->pending = false;
+	return tally;
 }
 
 void psc_stats_sum(const struct psc_stats *stats, struct psc_stats_totals *ret_totals)
@@ -222,23 +249,25 @@ static void keep(struct psc_ring *ring, const struct psc_event *event, const str
 	(void)psc_ring_write(ring, &one);
 }
 
-static void account(struct psc_stats *stats, struct psc_event *event, const struct psc_answer *answer,
-		    int64_t answered_ns, int r)
+/* What became of an answer that was counted. */
+static void settle(struct psc_stats *stats, struct psc_event *event, const struct psc_answer *answer,
+		   struct tally tally, int64_t answered_ns, int r)
 {
 	struct psc_ring *ring;
 
 	if (!stats)
 		return;
-	if (event->pending && goes_on(r)) {
-		event->pending = false;
-		atomic_fetch_sub_explicit(&stats->pending, 1, memory_order_relaxed);
-	}
-	if (r >= 0)
-		record(stats, event, answer->kind, answered_ns);
-	else if (r == -ENOENT)
+	if (r < 0) {
+		uncount(tally.answered);
+		uncount(tally.latency);
+		if (tally.pending && !goes_on(r)) {
+			count(&stats->pending);
+			event->pending = true;
+		}
+		if (r != -ENOENT)
+			return;
 		count(&stats->gone);
-	else
-		return;
+	}
 	ring = atomic_load_explicit(&stats->ring, memory_order_acquire);
 	if (ring)
 		keep(ring, event, answer, answered_ns, r == -ENOENT);
@@ -264,11 +293,12 @@ static int send(struct psc_journal *journal, struct psc_event *event, const stru
 		struct psc_stats *stats)
 {
 	int64_t answered_ns = answer_time(stats, event);
+	struct tally tally = tally_answer(stats, event, answer->kind, answered_ns);
 	int r = respond(event_fd(event), &event->notif.n, answer);
 
 	if (journal)
 		psc_journal_done(journal, event);
-	account(stats, event, answer, answered_ns, r);
+	settle(stats, event, answer, tally, answered_ns, r);
 	return r;
 }
 
@@ -287,7 +317,7 @@ static int answer_as(struct psc_inbox *inbox, pid_t tid, struct psc_event *event
 	} else {
 		r = -ENOENT;
 		psc_journal_done(psc_inbox_journal(inbox), event);
-		account(stats, event, answer, 0, r);
+		settle(stats, event, answer, tally_answer(stats, event, answer->kind, 0), 0, r);
 	}
 	psc_slot_leave(inbox, slot);
 	return r;
@@ -313,19 +343,21 @@ int psc_event_valid(struct psc_inbox *inbox, const struct psc_event *event)
 int psc_event_addfd(struct psc_inbox *inbox, struct psc_event *event, int source, int at, unsigned int flags,
 		    struct psc_stats *stats)
 {
-	int64_t answered_ns = answer_time(stats, event);
+	struct psc_stats *counted = flags & PSC_ADDFD_SEND ? stats : NULL;
+	int64_t answered_ns = answer_time(counted, event);
 	int slot = psc_slot_enter(inbox, psc_tid()), r;
+	struct tally tally;
 
 	if (slot < 0)
 		return -EUSERS;
+	tally = tally_answer(counted, event, PSC_VALUE, answered_ns);
 	r = psc_event_alive(inbox, event) ?
 		    psc_notify_addfd(event_fd(event), event->notif.n.id, source, at, flags) :
 		    -ENOENT;
 	psc_slot_leave(inbox, slot);
 	if (flags & PSC_ADDFD_SEND && (r >= 0 || r == -ENOENT))
 		psc_journal_done(psc_inbox_journal(inbox), event);
-	if (flags & PSC_ADDFD_SEND)
-		account(stats, event, &(struct psc_answer){ .kind = PSC_VALUE, .value = r }, answered_ns, r);
+	settle(counted, event, &(struct psc_answer){ .kind = PSC_VALUE, .value = r }, tally, answered_ns, r);
 	return r;
 }
 

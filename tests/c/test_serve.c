@@ -218,10 +218,68 @@ static void a_stop_from_another_thread(void)
 	close(listener);
 }
 
+struct witness {
+	struct psc_stats *stats;
+	int listener;
+	_Atomic int wrong;
+	pthread_barrier_t loaded;
+};
+
+/* A thread under the filter: whatever it sees of an answer must be counted by then. */
+static void *be_answered(void *argument)
+{
+	struct witness *witness = argument;
+	struct psc_stats_totals totals;
+
+	witness->listener = load();
+	pthread_barrier_wait(&witness->loaded);
+	for (uint64_t i = 1; i <= 10 * CALLS; i++) {
+		syscall(SYS_getppid);
+		psc_stats_sum(witness->stats, &totals);
+		witness->wrong += totals.answered[PSC_VALUE] != 2 * i - 1 || totals.pending != 0;
+		syscall(SYS_getpgid, 0);
+		psc_stats_sum(witness->stats, &totals);
+		witness->wrong += totals.answered[PSC_VALUE] != 2 * i || totals.pending != 0;
+	}
+	return NULL;
+}
+
+/* The demo once saw a denied request before the denial was counted. */
+static void an_effect_that_is_seen_is_counted(void)
+{
+	struct witness witness = { 0 };
+	struct psc_table *table = rules();
+	struct psc_inbox *inbox;
+	struct psc_event event;
+	pthread_t thread;
+	int r;
+
+	CHECK(psc_stats_new(&witness.stats) == 0);
+	CHECK(pthread_barrier_init(&witness.loaded, NULL, 2) == 0);
+	CHECK(pthread_create(&thread, NULL, be_answered, &witness) == 0);
+	pthread_barrier_wait(&witness.loaded);
+	inbox = inbox_of(witness.listener);
+	psc_inbox_begin(inbox, &event);
+	while ((r = psc_serve(inbox, table, witness.stats, &event)) == 1 || r == -EINTR) {
+		event.answer = (struct psc_answer){ .kind = PSC_VALUE };
+		event.due = r == 1;
+	}
+	CHECK(r == -ESHUTDOWN);
+	psc_inbox_end(inbox);
+	pthread_join(thread, NULL);
+	CHECK(witness.wrong == 0);
+	pthread_barrier_destroy(&witness.loaded);
+	psc_inbox_free(inbox);
+	psc_stats_free(witness.stats);
+	psc_table_free(table);
+	close(witness.listener);
+}
+
 int main(void)
 {
 	arch = psc_arch_token((enum psc_arch)psc_arch_native());
 	a_table_the_caller_and_a_ring();
 	a_stop_from_another_thread();
+	an_effect_that_is_seen_is_counted();
 	return 0;
 }
