@@ -17,6 +17,7 @@
  */
 #define _GNU_SOURCE
 #include "inbox.h"
+#include "trap.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -50,8 +51,6 @@ static const char *not_to_be_gated(const struct sock_filter *insn)
 	switch (insn->k & SECCOMP_RET_ACTION_FULL) {
 	case SECCOMP_RET_TRACE:
 		return "it answers TRACE, which only a tracer of the task can give";
-	case SECCOMP_RET_TRAP:
-		return "it answers TRAP, whose SIGSYS is not imitated yet";
 	default:
 		return NULL;
 	}
@@ -186,6 +185,16 @@ static int hand_on(const struct judge *judge, const struct gated *gated, const u
 	return 0;
 }
 
+/* Where SIGSYS cannot be handled the kernel kills. Who cannot be traced is denied. */
+static int trap_caller(int fd, const struct seccomp_notif *n, uint32_t data)
+{
+	int r = psc_trap(fd, n, data);
+
+	if (r == -EADDRINUSE)
+		return kill_caller(fd, n);
+	return r < 0 ? psc_notify_error(fd, n->id, EPERM) : r;
+}
+
 static int answer_as_program(const struct judge *judge, const struct gated *gated, const union psc_notif *notif)
 {
 	uint32_t ret = SECCOMP_RET_KILL_PROCESS, data;
@@ -202,6 +211,8 @@ static int answer_as_program(const struct judge *judge, const struct gated *gate
 		if (data == 0)
 			return psc_notify_value(gated->fd, notif->n.id, 0);
 		return psc_notify_error(gated->fd, notif->n.id, data > MAX_ERRNO ? MAX_ERRNO : (int)data);
+	case SECCOMP_RET_TRAP:
+		return trap_caller(gated->fd, &notif->n, data);
 	case SECCOMP_RET_USER_NOTIF:
 		return hand_on(judge, gated, notif);
 	default:

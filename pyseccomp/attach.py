@@ -566,7 +566,7 @@ def attach_raw(program: Program, log: bool, wait_killable: bool, attachment: Att
         program_flags(log, wait_killable),
         NO_NEW_PRIVS[attachment.no_new_privs],
         attachment.threads == "one",
-        _yama_scope() == 1 and not _has_cap_sys_ptrace(),
+        gate.yama_scope() == 1 and not gate.has_cap_sys_ptrace(),
         int(attachment.timeout * 1e9),
     )
 
@@ -595,20 +595,6 @@ def installed(raw: Raw, attachment: Attachment) -> Installed:
 
 def _known(count: int) -> int | None:
     return count if count >= 0 else None
-
-
-def _yama_scope() -> int:
-    try:
-        return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
-    except (OSError, ValueError):
-        return 0
-
-
-def _has_cap_sys_ptrace() -> bool:
-    capabilities = next(
-        line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:")
-    )
-    return bool(int(capabilities, 16) >> 19 & 1)
 
 
 # ----------------------------------------------------------------- explanations
@@ -712,7 +698,7 @@ def _kernel_refusal(error: int, what: str, tid: int | None) -> AttachError | Uns
 
 
 def _why_not_permitted(pid: int) -> str:
-    scope = _yama_scope()
+    scope = gate.yama_scope()
     if scope == 3:
         return "YAMA forbids all ptrace on this machine (ptrace_scope 3)"
     if scope == 2:

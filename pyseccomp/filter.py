@@ -513,6 +513,7 @@ class Filter(Owned, Receiver):
     ) -> Attachment:
         triggers = gate.resolve_trigger(activate_on) if activate_on is not None else []
         program = gate.build_program(self._program, triggers)
+        gate.check_trap(self._program)
         pid, fd = open_target(target, pidfd)
         try:
             slot = gate.take_slot(self, gate.ACTIVE if active and not triggers else gate.INACTIVE)

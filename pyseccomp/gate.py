@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pyseccomp import _core, syscalls
@@ -24,6 +26,22 @@ _COMPAT = {"x86_64": ("x86", "x32"), "aarch64": ("arm",)}
 _VDSO = ("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu")
 _FINAL = ("exit", "exit_group")
 _ELSEWHERE = ("exec", "fork")
+
+
+def yama_scope() -> int:
+    """YAMA's ptrace_scope; 0 without YAMA."""
+    try:
+        return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def has_cap_sys_ptrace() -> bool:
+    """True if this process has CAP_SYS_PTRACE."""
+    capabilities = next(
+        line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:")
+    )
+    return bool(int(capabilities, 16) >> 19 & 1)
 
 
 def shown(state: int) -> Literal["inactive", "active"]:
@@ -55,6 +73,17 @@ def resolve_trigger(activate_on: object) -> list[tuple[int, int]]:
         except LookupError:
             continue
     return found
+
+
+def check_trap(program: Program) -> None:
+    """Refuse a program with TRAP where nobody of ours may give its SIGSYS: that takes ptrace by who is no ancestor."""
+    traps = any(code == 0x06 and k & 0xFFFF0000 == 0x00030000 for code, _, _, k in struct.iter_unpack("=HBBI", bytes(program)))
+    if traps and yama_scope() and not has_cap_sys_ptrace():
+        raise UnsupportedError(
+            errno.EOPNOTSUPP,
+            f"attach: the program answers TRAP, whose SIGSYS a gate gives by ptrace, which YAMA (ptrace_scope {yama_scope()}) "
+            "allows to CAP_SYS_PTRACE alone; use mode='inject'",
+        )
 
 
 def build_program(program: Program, triggers: list[tuple[int, int]]) -> Program:

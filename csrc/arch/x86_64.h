@@ -102,6 +102,14 @@ static inline void psc_regs_restart(struct psc_regs *regs)
 	regs->r.rax = (unsigned long long)-514LL; /* -ERESTARTNOHAND */
 }
 
+/* As the kernel has it for SECCOMP_RET_TRAP: the call's number where its result
+ * would be, and nothing left to restart. */
+static inline void psc_regs_roll_back(struct psc_regs *regs)
+{
+	regs->r.rax = (unsigned long long)psc_regs_syscall(regs);
+	regs->r.orig_rax = (unsigned long long)-1LL;
+}
+
 /* Resume at ip, outside any system call: orig_rax = -1 keeps the kernel from
  * applying its restart rules to registers that are ours. */
 static inline void psc_regs_enter(struct psc_regs *regs, uint64_t ip)

@@ -18,6 +18,7 @@ from attaching import (
     ALLOW,
     DENIED,
     GETPPID,
+    I386,
     X86_64,
     ask,
     deny_getppid,
@@ -30,7 +31,7 @@ from attaching import (
     rounds,
     wait_until,
 )
-from harness import Victim, build_victim, descriptors, in_child, victim
+from harness import Victim, build_victim, descriptors, in_child, status_field, victim
 
 import pyseccomp as ps
 
@@ -216,6 +217,76 @@ def test_a_forked_child_of_the_creator_reads_but_does_not_write() -> None:
         assert ask(subject)["probe"] == 0
 
 
+# -------------------------------------------------------------------------- TRAP
+
+
+def may_trap() -> None:
+    try:
+        with ps.Filter(program(TRAP)) as f:
+            ps.gate.check_trap(f.program)
+    except ps.UnsupportedError:
+        pytest.skip("privilege: to trace under YAMA")
+
+
+def trapping(how: str, *flags: str) -> Any:
+    """The same addresses in each run."""
+    return victim("setarch", "-R", build_victim("trapped", *flags), how)
+
+
+def two_lines(subject: Victim) -> list[str]:
+    lines = []
+    for _ in range(2):
+        subject.tell("report")
+        lines.append(subject.line())
+    return lines
+
+
+@pytest.mark.parametrize("killable", [True, False], ids=["killable", "interruptible"])
+@pytest.mark.parametrize(("how", "arch"), [("handle", X86_64), ("thread", X86_64), ("handle", I386)])
+def test_a_gated_trap_gives_the_signal_information_and_registers_of_the_kernels(how: str, arch: int, killable: bool) -> None:
+    may_trap()
+    trap = ps.Program.from_bytes(program_bytes(TRAP | 1234, GETPPID[arch], arch=arch))
+    flags = ["-m32"] if arch == I386 else []
+    with trapping(how, *flags) as subject, ps.Filter(trap) as f:
+        f.attach(subject.pid)
+        kernels = two_lines(subject)
+    with trapping(how, *flags) as subject, ps.Filter(trap, wait_killable=killable) as f:
+        a = gated(f, subject)
+        before = two_lines(subject)
+        a.activate()
+        ours = two_lines(subject)
+        assert status_field(subject.pid, "TracerPid") == "0"
+    assert before == [" result=0"] * 2
+    assert ours == kernels
+    assert f"errno=1234 at=1 syscall={GETPPID[arch]} arch={arch} rax={GETPPID[arch]}" in ours[0] and "result=4711" in ours[1]
+
+
+@pytest.mark.parametrize(("how", "number"), [("default", signal.SIGSYS), ("block", signal.SIGKILL), ("ignore", signal.SIGKILL)])
+def test_a_gated_trap_that_cannot_be_handled_kills(how: str, number: int) -> None:
+    may_trap()
+    with trapping(how) as subject, ps.Filter(program(TRAP)) as f:
+        f.attach(subject.pid, mode="gate")
+        subject.tell("report")
+        assert subject.wait(10) == -number
+
+
+def test_a_gated_trap_in_a_process_that_a_debugger_holds_is_denied_and_not_made() -> None:
+    may_trap()
+    with trapping("handle") as subject, ps.Filter(program(TRAP)) as f:
+        f.attach(subject.pid, mode="gate")
+        with victim(build_victim("tracer"), str(subject.pid)):
+            subject.tell("report")
+            assert subject.line() == " result=0"
+
+
+def test_many_traps_in_many_threads_are_each_handled() -> None:
+    may_trap()
+    with victim(build_victim("trapstorm"), "4", "200") as subject, ps.Filter(program(TRAP)) as f:
+        f.attach(subject.pid, mode="gate")
+        subject.tell("report")
+        assert subject.line() == "handled=800 wrong=0"
+
+
 # ----------------------------------------------------------------------- trigger
 
 
@@ -267,7 +338,7 @@ while True:
 
 
 @pytest.mark.parametrize(
-    ("action", "reason"), [(TRACE, "TRACE"), (TRAP, "TRAP")], ids=["trace", "trap"]
+    ("action", "reason"), [(TRACE, "TRACE")], ids=["trace"]
 )
 def test_what_cannot_be_emulated_is_refused_at_once(action: int, reason: str) -> None:
     with victim(build_victim("idle")) as subject, ps.Filter(program(action)) as f:
