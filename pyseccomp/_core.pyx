@@ -424,7 +424,7 @@ def compile_policy(
         for rule in rules:
             r = _add_rule(policy, rule, terms)
             if r < 0:
-                raise MemoryError if r == -errno.ENOMEM else PolicyError(f"a rule is not valid: {rule!r}: {os.strerror(-r)}")
+                raise MemoryError if r == -errno.ENOMEM else PolicyError(f"a rule is not valid: {rule!r:.200}: {os.strerror(-r)}")
         return _compile(policy, optimize, weights, part, others)
     finally:
         cpsc.psc_policy_free(policy)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
-from pyseccomp import actions
+from pyseccomp import actions, oci
 from pyseccomp.actions import Action, Arg, Op
 from pyseccomp.errors import PolicyError, UnknownSyscallError
 from pyseccomp.policy import Policy
@@ -32,7 +32,7 @@ class _Reader:
         self.source = source
 
     def fail(self, path: str, reason: str) -> NoReturn:
-        raise PolicyError(f"{self.source}: {path}: {reason}")
+        raise PolicyError(f"{self.source}: {oci.shortened(f'{path}: {reason}')}")
 
     def fields(self, holder: Any, path: str, needed: dict[str, str], optional: tuple[str, ...] = ()) -> list[Any]:
         """The needed keys' values (each key with its older name), of an object that has no other keys."""

@@ -30,6 +30,10 @@ from pyseccomp.syscalls import ArchLike
 
 MAX_SIZE: Final = 1 << 20
 MAX_DEPTH: Final = 10
+MAX_FILES: Final = 1000
+"""Files of one policy, each counted as often as it is included."""
+MAX_COMPARISONS: Final = 1000
+"""Comparisons of one rule."""
 ACTIONS: Final = {
     "1": ALLOW, "allow": ALLOW, "kill": KILL_PROCESS, "kill-process": KILL_PROCESS, "kill-thread": actions.KILL_THREAD,
     "log": actions.LOG, "trap": actions.TRAP, "trace": actions.TRACE(0), "user-notify": actions.NOTIFY,
@@ -79,15 +83,22 @@ class Reader:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.seen: dict[str, str] = {}
+        self.files = 0
 
     def file(self, path: str, where: str, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise PolicyError(f"{where}: includes are nested deeper than {MAX_DEPTH}: a loop?")
+        self.one_more_file(where)
         try:
             data = oci.read_file(path, MAX_SIZE)
         except OSError as error:
-            raise PolicyError(f"{where}: {path} cannot be read: {error.strerror}") from error
+            raise PolicyError(f"{where}: {path:.200} cannot be read: {error.strerror}") from error
         self.text(data, path, depth)
+
+    def one_more_file(self, where: str) -> None:
+        self.files += 1
+        if self.files > MAX_FILES:
+            self.fail(where, f"more than {MAX_FILES} files are included, one by another")
 
     def text(self, data: bytes, name: str, depth: int = 0) -> None:
         for line, number in lines(data, name):
@@ -97,10 +108,10 @@ class Reader:
         if text.startswith("@"):
             word, _, path = text.partition(" ")
             if word != "@include":
-                raise PolicyError(f"{where}: {word} is not understood (only @include is)")
+                raise PolicyError(f"{where}: {word:.40} is not understood (only @include is)")
             path = path.strip()
             if not path.startswith(("/", "./")):
-                raise PolicyError(f"{where}: @include {path}: must begin with / or ./ (of the working directory)")
+                raise PolicyError(f"{where}: @include {path:.200}: must begin with / or ./ (of the working directory)")
             self.file(path, where, depth + 1)
             return
         match = _LINE.fullmatch(text)
@@ -144,6 +155,8 @@ class Reader:
         return actions.ERRNO(number)
 
     def condition(self, text: str, where: str) -> Condition:
+        if text.count("&&") + text.count("||") >= MAX_COMPARISONS:
+            self.fail(where, f"more than {MAX_COMPARISONS} comparisons in one rule")
         result: Condition | None = None
         for alternative in text.split("||"):
             both: Condition | None = None

@@ -32,6 +32,7 @@ class _Line:
         self.where = where
         self.words: list[str] = []
         self.at = 0
+        self.comparisons = 0
         place = 0
         text = text.rstrip()
         while place < len(text):
@@ -42,7 +43,7 @@ class _Line:
             place = match.end()
 
     def fail(self, reason: str) -> NoReturn:
-        raise PolicyError(f"{self.where}: {reason}")
+        raise PolicyError(f"{self.where}: {oci.shortened(reason)}")
 
     @property
     def next(self) -> str:
@@ -82,10 +83,11 @@ class _Reader:
     def file(self, path: str, where: str, depth: int, *, frequencies: bool = False) -> None:
         if depth > minijail.MAX_DEPTH:
             raise PolicyError(f"{where}: includes are nested deeper than {minijail.MAX_DEPTH}: a loop?")
+        self.constants.one_more_file(where)
         try:
             data = oci.read_file(path, minijail.MAX_SIZE)
         except OSError as error:
-            raise PolicyError(f"{where}: {path} cannot be read: {error.strerror}") from error
+            raise PolicyError(f"{where}: {path:.200} cannot be read: {error.strerror}") from error
         self.text(data, path, depth, frequencies=frequencies)
 
     def text(self, data: bytes, name: str, depth: int = 0, *, frequencies: bool = False) -> None:
@@ -97,7 +99,7 @@ class _Reader:
                 word, _, path = text.partition(" ")
                 path = path.strip()
                 if not path.startswith(("/", ".")):
-                    raise PolicyError(f"{line}: {word} {path}: a path begins with / or . (and counts from this file)")
+                    raise PolicyError(f"{line}: {word} {path:.200}: a path begins with / or . (and counts from this file)")
                 found = os.path.normpath(os.path.join(os.path.dirname(name), path))
                 self.file(found, line, depth + 1, frequencies=word == "@frequency")
             else:
@@ -185,6 +187,7 @@ class _Reader:
     def filter(self, line: _Line) -> tuple[Action, Condition | None]:
         if not re.fullmatch(r"arg\d+", line.next):
             return self.action(line), None
+        line.comparisons = 0
         condition = self.clause(line)
         while line.take("||"):
             condition = condition | self.clause(line)
@@ -201,6 +204,9 @@ class _Reader:
         return condition
 
     def atom(self, line: _Line) -> Condition:
+        line.comparisons += 1
+        if line.comparisons > minijail.MAX_COMPARISONS:
+            line.fail(f"more than {minijail.MAX_COMPARISONS} comparisons in one filter")
         argument = line.word("an argument like arg0")
         if not re.fullmatch(r"arg[0-5]", argument):
             line.fail(f"{argument!r} is not an argument: arg0 to arg5")
@@ -218,7 +224,10 @@ class _Reader:
     def constant(self, line: _Line) -> int:
         inverted = line.take("~")
         if line.take("("):
-            found = self.value(line)
+            try:
+                found = self.value(line)
+            except RecursionError:
+                line.fail("parentheses are nested too deeply")
             line.need(")")
         else:
             found = self.constants.value(line.word("a value"), line.where)

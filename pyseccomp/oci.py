@@ -25,7 +25,7 @@ from pyseccomp import actions
 from pyseccomp.actions import Action, Arg, Condition, Op
 from pyseccomp.errors import PolicyError, UnknownSyscallError
 from pyseccomp.policy import Policy, Rule
-from pyseccomp.syscalls import Arch, ArchLike
+from pyseccomp.syscalls import IDS, Arch, ArchLike
 
 MAX_SIZE: Final = 16 << 20
 _CHUNK: Final = 1 << 16
@@ -80,8 +80,14 @@ _CAPS: Final = frozenset(
     BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
     """.split()
 )
+_SHOWN: Final = 400
 _COMMON_ERRNOS: Final = 34
 """The errnos up to this one have the same numbers on every architecture; on MIPS and PA-RISC the others do not."""
+
+
+def shortened(text: str) -> str:
+    """Return a text for an error, without its middle where a file made it long."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} [...] {text[-_SHOWN // 2 :]}"
 
 
 def _hint(word: str, known: Iterable[str]) -> str:
@@ -105,7 +111,7 @@ class _Reader:
         return self.release
 
     def fail(self, path: str, reason: str) -> NoReturn:
-        raise PolicyError(f"{self.source}: {path or '$'}: {reason}")
+        raise PolicyError(f"{self.source}: {shortened(f'{path}: {reason}')}")
 
     def keys(self, holder: Mapping[str, Any], path: str, known: frozenset[str]) -> None:
         """Refuse a key that is nearly a known one; engines pass over all they do not know, and so over a misspelt one."""
@@ -307,9 +313,9 @@ def read_file(path: str, limit: int = MAX_SIZE) -> bytes:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        again = next(key for key in keys if keys.count(key) > 1)
-        raise PolicyError(f"key {again!r} is given twice in one object (keys {', '.join(dict.fromkeys(keys))})")
+        seen: set[str] = set()
+        again = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise PolicyError(shortened(f"key {again!r} is given twice in one object (keys {', '.join(found)})"))
     return found
 
 
@@ -448,6 +454,7 @@ def _add(reader: _Reader, policy: Policy, found: list[_Resolved], strict: bool) 
     whole = set().union(*(names for _, _, names, alternatives in found if alternatives == _ALWAYS))
     seen: set[str] = set()
     ignored: dict[str, None] = {}
+    said: dict[tuple[str, frozenset[Condition]], tuple[str, Action]] = {}
     for path, action, names, alternatives in found:
         decided = (seen if alternatives == _ALWAYS else whole).intersection(names)
         deciding = [name for name in names if name not in decided] if decided else names
@@ -455,8 +462,14 @@ def _add(reader: _Reader, policy: Policy, found: list[_Resolved], strict: bool) 
             seen.update(names)
             deciding = policy._add_names(action, deciding)
         for name in deciding:
+            if not strict and name not in IDS and not name.startswith("@"):
+                ignored[name] = None
+                continue
             try:
                 for conditions in alternatives:
+                    before = said.setdefault((name, frozenset(conditions)), (path, action)) if conditions else (path, action)
+                    if before[1] != action:
+                        reader.fail(path, f"{name}: {action!r} under the very conditions under which {before[0]} says {before[1]!r}")
                     policy.add(action, name, *conditions)
             except UnknownSyscallError as error:
                 if not _known_elsewhere(name):

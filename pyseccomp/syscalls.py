@@ -186,7 +186,7 @@ def syscall_index(name: str) -> int:
         pass
     near = tuple(difflib.get_close_matches(str(name), _NAMES, 3, 0.7))
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise UnknownSyscallError(f"no system call is called {name!r} (in Linux {KERNEL}){hint}", suggestions=near)
+    raise UnknownSyscallError(f"no system call is called {name!r:.80} (in Linux {KERNEL}){hint}", suggestions=near)
 
 
 @functools.lru_cache(256)

@@ -83,3 +83,26 @@ def test_any_text_is_a_policy_or_one_clear_error(text):
         assert str(error).startswith("p:")
     else:
         policy.compile()
+
+
+@pytest.mark.parametrize("dialect", ["minijail0", "compiler"])
+def test_include_loops_and_includes_that_multiply_end_in_one_error(tmp_path, monkeypatch, dialect):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").write_text("@include ./loop\n")
+    with pytest.raises(ps.PolicyError, match=r"loop:1: includes are nested deeper than 10: a loop"):
+        ps.load("./loop", dialect=dialect)
+    for at in range(8):
+        (tmp_path / f"p{at}").write_text(f"@include ./p{at + 1}\n" * 100)
+    (tmp_path / "p8").write_text("# nothing\n")
+    with pytest.raises(ps.PolicyError, match=r"p\d:\d+: more than 1000 files are included"):
+        ps.load("./p0", dialect=dialect)
+
+
+@pytest.mark.parametrize("dialect", ["minijail0", "compiler"])
+@pytest.mark.parametrize("text", ["read: " + "arg0 == 1 || " * 60000 + "arg0 == 2", "read: arg0 == " + "(" * 200000, "r" * 900000 + ": 1"])
+def test_a_gigantic_line_gets_a_short_error(tmp_path, dialect, text):
+    path = tmp_path / "policy"
+    path.write_text(text)
+    with pytest.raises(ps.PolicyError, match="policy:1: ") as caught:
+        ps.load(path, dialect=dialect)
+    assert len(str(caught.value)) < 1000

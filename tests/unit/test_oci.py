@@ -1,6 +1,7 @@
 """OCI profiles: what is read, what is refused and where, and the way back."""
 
 import json
+import time
 
 import pytest
 
@@ -182,3 +183,36 @@ def test_way_back_resolves_what_the_kernel_would_and_refuses_what_engines_would_
     other.add(ps.ALLOW, "read", ps.Arg(1, ps.EQ, 1))
     with pytest.raises(PolicyError, match="read: .* default action is skipped"):
         other.to_oci()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{" + ",".join(f'"k{at}":1' for at in range(100000)) + ',"k99999":1}',
+        '{"defaultAction": "' + "R" * 8_000_000 + '"}',
+        '{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": ' + "9" * 4000 + "}",
+        '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [' + "[" * 900 + "]" * 900 + "]}",
+    ],
+)
+def test_a_gigantic_file_gets_a_short_error_soon(tmp_path, text):
+    path = tmp_path / "policy.json"
+    path.write_text(text)
+    began = time.process_time()
+    with pytest.raises(PolicyError) as caught:
+        ps.Policy.from_oci(path)
+    assert len(str(caught.value)) < 1000 and time.process_time() - began < 20
+
+
+def test_half_a_million_unknown_names_are_passed_over_soon():
+    names = [f"call_{at}" for at in range(500_000)]
+    began = time.process_time()
+    assert len(ps.Policy.from_oci(profile(rule(*names))).ignored) == len(names)
+    assert time.process_time() - began < 20
+
+
+def test_one_condition_with_two_actions_is_refused_as_libseccomp_refuses_it():
+    args = [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}, {"index": 1, "value": 2, "op": "SCMP_CMP_GE"}]
+    rules = [rule("read", args=args), rule("write", "read", action="SCMP_ACT_KILL", args=args[::-1])]
+    with pytest.raises(PolicyError, match=r"syscalls\[1\]: read: KILL_THREAD under .* \$\.syscalls\[0\] says ALLOW"):
+        ps.Policy.from_oci(profile(*rules))
+    assert ps.Policy.from_oci(profile(rule("read", args=args), rule("read", args=args[::-1]))).compile()
