@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyseccomp import cli_policy, cli_query, cli_trace, formats, syscalls
+from pyseccomp import cli_holder, cli_policy, cli_query, cli_trace, formats, syscalls
 from pyseccomp.cli_policy import errno_text
 from pyseccomp.decompile import decompile
 from pyseccomp.errors import PolicyError, SeccompError
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_attach(commands)
+    cli_holder.add_commands(commands, _add, _add_answers)
     cli_query.add_commands(commands, _add)
     one = _add(commands, "check", _check, "try what this kernel, this user and this container allow")
     one.add_argument("--json", action="store_true", help="as JSON")
@@ -111,6 +112,7 @@ def _add_run(commands: Any) -> None:
     one = _add(commands, "run", _run, "start a command under a policy", error_status=125)
     cli_policy.add_arguments(one)
     _add_answers(one)
+    one.add_argument("--on", choices=("exec",), help="exec: in force from CMD's first instruction, so the policy may deny execve")
     one.add_argument("argv", nargs="+", metavar="CMD", help="the command and its arguments, after --")
 
 
@@ -118,9 +120,16 @@ def _add_attach(commands: Any) -> None:
     one = _add(commands, "attach", _attach, "put a policy into a running process")
     one.add_argument("pid", type=int, metavar="PID")
     cli_policy.add_arguments(one)
-    one.add_argument("--inactive", action="store_true", help="bind only; activate on Enter, on SIGUSR1, or --after")
-    one.add_argument("--after", type=float, metavar="SECONDS", help="with --inactive: activate after that time")
-    one.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="for all threads to stop (5)")
+    one.add_argument("--inactive", action="store_true", help="bind only; activate on Enter, on SIGUSR1, or --after; with --name by `activate NAME`")
+    one.add_argument("--after", type=float, metavar="SECONDS", help="with --inactive, without --name: activate after that time")
+    one.add_argument(
+        "--name",
+        dest="held",
+        metavar="NAME",
+        help="return at once, and leave the filter with a holder, a process in the background, by that name; without a policy: with "
+        "the one that has it already",
+    )
+    cli_holder.add_moments(one)
     _add_answers(one)
 
 

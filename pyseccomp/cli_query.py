@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import json
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyseccomp import criu, formats
+from pyseccomp import criu, formats, holder
 from pyseccomp.cli_policy import argument
 from pyseccomp.errors import NotPermittedError, PolicyError, TargetGoneError
 from pyseccomp.explain import Opinion, explain
@@ -31,6 +32,7 @@ def add_commands(commands: Any, add: Add) -> None:
     which = one.add_mutually_exclusive_group()
     which.add_argument("--tree", action="store_true", help="PID and all that descend from it, as a table")
     which.add_argument("--all", action="store_true", help="all processes that carry something, as a table")
+    which.add_argument("--name", dest="held", metavar="NAME", help="the targets of the holder of that name, as a table")
     one.add_argument("--json", action="store_true", help="as JSON")
     one.add_argument(
         "--programs",
@@ -54,10 +56,10 @@ def add_commands(commands: Any, add: Add) -> None:
 
 
 def _query(options: argparse.Namespace) -> int:
-    if (options.pid is None) != options.all:
-        options.usage("give a PID, or --all without one")
-    if options.all or options.tree:
-        pids = _descent(options.pid) if options.tree else _everybody()
+    if (options.pid is None) != (options.all or options.held is not None):
+        options.usage("give a PID, or --all or --name without one")
+    if options.all or options.tree or options.held is not None:
+        pids = _descent(options.pid) if options.tree else _everybody() if options.all else _held(options.held)
         states = list(_states(pids, bool(options.programs), options.all))
         if options.tree and not states:
             raise TargetGoneError(errno.ESRCH, f"query of pid {options.pid}: no such process")
@@ -121,6 +123,13 @@ def _opinion(at: int, opinion: Opinion, decides: bool) -> str:
 def _everybody() -> Iterator[tuple[int, int]]:
     for name in sorted((name for name in os.listdir("/proc") if name.isdigit()), key=int):
         yield int(name), 0
+
+
+def _held(name: str) -> Iterator[tuple[int, int]]:
+    for target in holder.ask(name, {"do": "show"}, 5.0)["targets"]:
+        with contextlib.suppress(TargetGoneError):
+            if query(target["pid"]).start_time == target["start_time"]:
+                yield target["pid"], 0
 
 
 def _descent(pid: int, depth: int = 0) -> Iterator[tuple[int, int]]:

@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from pyseccomp import cli_policy
+from pyseccomp import cli_holder, cli_policy, holder
 from pyseccomp.attach import Attachment
 from pyseccomp.cli_policy import errno_text
 from pyseccomp.errors import SeccompError, TargetGoneError
 from pyseccomp.filter import Filter
 from pyseccomp.notify import Notification
+from pyseccomp.popen import Popen
 from pyseccomp.responder import Answer, Responder, deny
 
 NOT_STARTED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
@@ -30,8 +31,10 @@ NOT_STARTED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 def run(options: argparse.Namespace) -> int:
     """Start a command under a policy; return its exit status."""
     program = cli_policy.load(options)
-    responder = _responder(options)
+    answers = responder(options, options.quiet)
     with Filter(program) as filter:
+        if options.on == "exec":
+            return _run_from_exec(options.argv, filter, answers)
         pid, release = fork_stopped(options.argv)
         try:
             filter.attach(pid)
@@ -39,13 +42,33 @@ def run(options: argparse.Namespace) -> int:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             raise
-        # Ctrl-C reaches the command too: it decides, and its end is ours.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
-        with _served(filter, responder):
+        _leave_interrupts_to_the_command()
+        with _served(filter, answers):
             release()
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return status if status >= 0 else 128 - status
+
+
+def _leave_interrupts_to_the_command() -> None:
+    """Ctrl-C reaches the command too: it decides, and its end is ours."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+
+
+def _run_from_exec(argv: list[str], filter: Filter, answers: Responder) -> int:
+    sys.stdout.flush()
+    try:
+        process = Popen(argv, filter=filter, close_fds=False)
+    except OSError as error:
+        if isinstance(error, SeccompError):
+            raise
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        print(f"pyseccomp: {argv[0]}: {'no such command' if missing else error.strerror}", file=sys.stderr)
+        return NOT_FOUND if missing else NOT_EXECUTABLE
+    _leave_interrupts_to_the_command()
+    with _served(filter, answers):
+        status = process.wait()
+    return int(status) if status >= 0 else 128 - int(status)
 
 
 def fork_stopped(argv: list[str], program: str | None = None) -> tuple[int, Callable[[], None]]:
@@ -121,34 +144,54 @@ def _served(filter: Filter, responder: Responder) -> Iterator[None]:
 
 def attach(options: argparse.Namespace) -> int:
     """Put a policy into a running process, at once or later, and answer its notifications until it ends."""
-    if options.after is not None and not options.inactive:
-        options.usage("--after goes with --inactive")
+    if options.after is not None and (not options.inactive or options.held is not None):
+        options.usage("--after goes with --inactive, and not with --name (there: --on 5s)")
     if options.after is not None and not 0 <= options.after <= 1e6:
         options.usage(f"--after takes 0 to 1000000 seconds, got {options.after}")
+    if options.on_death == "hold" and options.held is None:
+        options.usage("--on-death hold goes with --name, by which ps.reclaim() finds it")
+    if options.held is not None:
+        return cli_holder.hold(options, responder(options, quiet=True))
+    how = {**cli_holder.moments(options), "active": False}
+    if options.on is not None:
+        del how["active"]
     program = cli_policy.load(options)
-    responder = _responder(options)
-    with Filter(program) as filter:
+    answers = responder(options, options.quiet)
+    with cli_holder.usage(options), Filter(program) as filter:
         _say(f"detached: filter fd {filter.fileno()}, {len(program)} instructions")
-        with filter.attach(options.pid, active=False, timeout=options.timeout) as attachment:
-            if options.inactive:
-                try:
+        with filter.attach(options.pid, **holder.attach_arguments(how)) as attachment:
+            try:
+                if options.on is not None:
+                    _wait_for_event(attachment, options.on)
+                elif options.inactive:
                     _wait_for_activation(attachment, options.after)
-                except BaseException:
-                    attachment.close()  # Ctrl-C gives it up
-                    raise
-            attachment.activate()
+            except BaseException:
+                holder.give_up(attachment)  # Ctrl-C
+                raise
+            if options.on is None:
+                attachment.activate()
             _say_active(attachment)
-            if program.notifies:
-                _serve_here(filter, responder)
+            if program.notifies or attachment.mode == "gate":
+                _serve_here(filter, answers)
     return 0
 
 
-def _serve_here(filter: Filter, responder: Responder) -> None:
+def _wait_for_event(attachment: Attachment, event: str) -> None:
+    """Return when it is active; at once where the C process of a gate waits, which tells nobody."""
+    _say(f"{attachment.query().state}: process {attachment.pid}, until {event}")
+    if attachment.mode != "gate" or attachment._watch is not None:
+        attachment.wait()
+
+
+def _serve_here(filter: Filter, answers: Responder) -> None:
     try:
-        filter.serve(responder)
+        if filter.program.notifies:
+            filter.serve(answers)
+        else:
+            holder.wait_for_end(filter.attachments)
         _say("dead: no task is left under the filter")
     except KeyboardInterrupt:
-        _say("no longer answering: notified calls now fail with ENOSYS")
+        _say("no longer answering: notified and gated calls now fail with ENOSYS")
         raise
 
 
@@ -213,7 +256,8 @@ def _poll_triggers(attachment: Attachment, woken: socket.socket, after: float | 
             return
 
 
-def _responder(options: argparse.Namespace) -> Responder:
+def responder(options: argparse.Namespace, quiet: bool) -> Responder:
+    """Make what --answer says; quiet: without Python, and without a line for each."""
     default: tuple[Callable[[], Answer], str] = (deny, f"deny {os.strerror(errno.EPERM)} ({errno_text(errno.EPERM)})")
     named: list[tuple[str, Callable[[], Answer], str]] = []
     for text in options.answer:
@@ -222,10 +266,10 @@ def _responder(options: argparse.Namespace) -> Responder:
             default = (make, shown)
         else:
             named += [(part, make, shown) for part in name.split(",")]
-    responder = Responder(default=_rule(*default, options.quiet))
+    made = Responder(default=_rule(*default, quiet))
     for part, make, shown in named:
-        responder.on(part, _rule(make, shown, options.quiet))
-    return responder
+        made.on(part, _rule(make, shown, quiet))
+    return made
 
 
 def _rule(make: Callable[[], Answer], shown: str, quiet: bool) -> Answer | Callable[[Notification], Answer]:

@@ -1,7 +1,8 @@
-"""The names by which a guardian is found: sockets in a directory that nobody else can write to."""
+"""The names by which guardians and holders are found: sockets in a directory that nobody else can write to."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -10,7 +11,6 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pyseccomp.errors import ReclaimError
@@ -20,6 +20,9 @@ _LEAVING = 2.0
 _BACKLOG = 8
 _MAX_PATH = 107
 
+HOLDER = "@holder"
+"""Behind a name, the socket of a holder; alone, that of a guardian. No name has an @."""
+
 
 def check(name: str) -> None:
     """Refuse what is no name: ValueError."""
@@ -27,10 +30,10 @@ def check(name: str) -> None:
         raise ValueError(f"a name is 1 to 64 letters, digits, '_', '.' and '-', and begins with none of the last two: got {name!r}")
 
 
-def path_of(name: str) -> Path:
+def path_of(name: str, kind: str = "") -> Path:
     """Where the socket of a name is; the directory is made, and checked."""
     check(name)
-    path = _directory() / name
+    path = _directory() / (name + kind)
     if len(os.fsencode(path)) > _MAX_PATH:
         raise ReclaimError(errno.ENAMETOOLONG, f"name {name!r}: {path} is too long for a socket; set XDG_RUNTIME_DIR")
     return path
@@ -61,7 +64,7 @@ def _directory() -> Path:
     return path
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -76,16 +79,36 @@ def take(name: str) -> int:
 
     Raises ReclaimError (EBUSY) while another guardian has it.
     """
-    path = path_of(name)
     end = time.monotonic() + _LEAVING
     while True:
-        with _locked(path.parent):
-            if not _answers(path):
-                path.unlink(missing_ok=True)
-                return _bind(path)
+        fd = try_take(path_of(name))
+        if fd is not None:
+            return fd
         if time.monotonic() > end:
             raise ReclaimError(errno.EBUSY, f"name {name!r} is in use; ps.reclaim({name!r}) if its manager is dead")
         time.sleep(0.01)  # the last manager may have closed it just now, and its guardian be leaving
+
+
+def try_take(path: Path) -> int | None:
+    """Listen there, or None while somebody does; what the dead left is replaced."""
+    with _locked(path.parent):
+        if _answers(path):
+            return None
+        path.unlink(missing_ok=True)
+        return _bind(path)
+
+
+def give_back(path: Path, inode: int) -> None:
+    """Remove a socket, unless it is another's by now."""
+    with contextlib.suppress(OSError), _locked(path.parent):
+        if path.lstat().st_ino == inode:
+            path.unlink()
+
+
+def in_use(kind: str) -> list[str]:
+    """The names that have such a socket, of the living or the dead."""
+    found = (entry.removesuffix(kind) for entry in os.listdir(_directory()) if entry.endswith(kind))
+    return sorted(name for name in found if _NAME.fullmatch(name))
 
 
 def _answers(path: Path) -> bool:
