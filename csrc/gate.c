@@ -9,6 +9,11 @@
  *   - it ends with us (PDEATHSIG), the listener is closed with it, and the kernel
  *     answers ENOSYS to what is gated: closed, not open.
  *
+ * Its twin, the heir, only sleeps. When we are dead it closes all descriptors but
+ * those of guarded gates, activates these and serves them on, the notification that
+ * the server had just taken first: both know it by memory that outlives us. It takes
+ * no lock, for its owner may have died with it.
+ *
  * One server answers one notification after the other, and looks at the gate word
  * for each. A call whose answer was decided before the store is the one in flight;
  * all that are decided later get the program's answer. A trigger is stored after
@@ -17,6 +22,7 @@
  */
 #define _GNU_SOURCE
 #include "inbox.h"
+#include "tracee.h"
 #include "trap.h"
 
 #include <fcntl.h>
@@ -33,6 +39,7 @@
 
 #define STACK_SIZE (256 * 1024)
 #define MAX_ERRNO 4095
+#define MAX_HANDED 1024
 #define COMMANDS UINT32_MAX /* in epoll */
 #define NOT_YET INT32_MIN
 #define TAKEN (INT32_MIN + 1)
@@ -131,9 +138,17 @@ struct gated {
 	int fd;
 	unsigned int slot;
 	bool served;
+	struct psc_gate_care care;
 	struct psc_event route; /* to the user's inbox */
 	size_t n_triggers;
 	struct psc_gate_trigger triggers[PSC_MAX_GATE_TRIGGERS];
+};
+
+/* A notification that somebody has to answer, and whose it is. */
+struct taken {
+	int fd;
+	struct psc_answer answer;
+	union psc_notif notif;
 };
 
 struct judge {
@@ -142,6 +157,9 @@ struct judge {
 	size_t len;
 	struct psc_inbox *inbox; /* NULL: the user's calls fail with ENOSYS */
 	bool writable;
+	struct taken *now;    /* what is being answered */
+	struct taken *handed; /* what guarded gates handed to the user, some of it answered meanwhile; or NULL */
+	size_t n_handed;
 };
 
 /* The thread group of a task, without stdio: see the head of the file. */
@@ -174,12 +192,38 @@ static int kill_caller(int fd, const struct seccomp_notif *n)
 	return r < 0 && r != -ENOENT ? psc_notify_error(fd, n->id, EPERM) : r;
 }
 
-static int hand_on(const struct judge *judge, const struct gated *gated, const union psc_notif *notif)
+static int answer_for_user(int fd, const struct psc_answer *answer, const union psc_notif *notif)
+{
+	return answer->kind == PSC_HOLD ? psc_notify_error(fd, notif->n.id, ENOSYS) : psc_notify_answer(fd, &notif->n, answer);
+}
+
+/* For the heir. Full: what was answered is forgotten, or is waited for. */
+static void remember(struct judge *judge, const struct gated *gated, const union psc_notif *notif)
+{
+	const struct timespec nap = { 0, 100000 };
+
+	while (judge->n_handed == MAX_HANDED) {
+		size_t kept = 0;
+
+		for (size_t i = 0; i < MAX_HANDED; i++)
+			if (psc_notify_valid(judge->handed[i].fd, judge->handed[i].notif.n.id) == 0)
+				judge->handed[kept++] = judge->handed[i];
+		judge->n_handed = kept;
+		if (kept == MAX_HANDED)
+			nanosleep(&nap, NULL);
+	}
+	judge->handed[judge->n_handed] = (struct taken){ gated->fd, gated->care.answer, *notif };
+	judge->n_handed++;
+}
+
+static int hand_on(struct judge *judge, const struct gated *gated, const union psc_notif *notif)
 {
 	const struct timespec nap = { 0, 100000 };
 
 	if (!judge->inbox)
-		return psc_notify_error(gated->fd, notif->n.id, ENOSYS);
+		return answer_for_user(gated->fd, &gated->care.answer, notif);
+	if (gated->care.guarded && judge->handed)
+		remember(judge, gated, notif);
 	while (psc_inbox_feed(judge->inbox, &gated->route, notif) < 0)
 		nanosleep(&nap, NULL); /* the user does not keep up: nor do the callers */
 	return 0;
@@ -195,7 +239,7 @@ static int trap_caller(int fd, const struct seccomp_notif *n, uint32_t data)
 	return r < 0 ? psc_notify_error(fd, n->id, EPERM) : r;
 }
 
-static int answer_as_program(const struct judge *judge, const struct gated *gated, const union psc_notif *notif)
+static int answer_as_program(struct judge *judge, const struct gated *gated, const union psc_notif *notif)
 {
 	uint32_t ret = SECCOMP_RET_KILL_PROCESS, data;
 	struct psc_decision decision;
@@ -228,7 +272,7 @@ static bool triggers(const struct gated *gated, const struct seccomp_data *data)
 	return false;
 }
 
-static void answer(const struct judge *judge, const struct gated *gated, const union psc_notif *notif)
+static void answer(struct judge *judge, const struct gated *gated, const union psc_notif *notif)
 {
 	enum psc_gate_state state = psc_page_state(judge->page, gated->slot);
 
@@ -240,14 +284,16 @@ static void answer(const struct judge *judge, const struct gated *gated, const u
 }
 
 /* What poll says is there is taken and answered. False: no task is left. */
-static bool serve_one(const struct judge *judge, const struct gated *gated, bool pending)
+static bool serve_one(struct judge *judge, const struct gated *gated, bool pending)
 {
-	union psc_notif notif;
-
 	if (!pending)
 		return false;
-	if (psc_notify_receive(gated->fd, &notif) == 0)
-		answer(judge, gated, &notif);
+	judge->now->notif.n.id = 0;
+	judge->now->fd = gated->fd;
+	judge->now->answer = gated->care.answer;
+	if (psc_notify_receive(gated->fd, &judge->now->notif) == 0)
+		answer(judge, gated, &judge->now->notif);
+	judge->now->notif.n.id = 0;
 	return true;
 }
 
@@ -264,7 +310,8 @@ static int set_triggers(struct gated *gated, const struct psc_gate_trigger *list
 int psc_gate_serve(int listener, struct psc_page *page, unsigned int slot, const struct sock_filter *insns, size_t len,
 		   const struct psc_gate_trigger *list, size_t n_triggers, int stop_fd)
 {
-	const struct judge judge = { page, insns, len, NULL, psc_page_writable(page) };
+	struct taken now;
+	struct judge judge = { page, insns, len, NULL, psc_page_writable(page), &now, NULL, 0 };
 	struct gated gated = { .fd = listener, .slot = slot };
 	struct pollfd fds[2] = { { .fd = listener, .events = POLLIN }, { .fd = stop_fd, .events = POLLIN } };
 	int r = set_triggers(&gated, list, n_triggers);
@@ -284,14 +331,17 @@ int psc_gate_serve(int listener, struct psc_page *page, unsigned int slot, const
 
 /* ------------------------------------------------------------------ server */
 
-enum order { ORDER_STOP, ORDER_ADD, ORDER_INSTALL, ORDER_REMOVE };
+enum order { ORDER_NOTHING, ORDER_STOP, ORDER_ADD, ORDER_INSTALL, ORDER_REMOVE };
 
 struct psc_gate {
 	struct judge judge;
 	struct sock_filter *insns;
 	pid_t owner;
 	pthread_t keeper;
-	char *stack;
+	_Atomic pid_t keeper_tid, server_pid;
+	_Atomic bool has_heir;
+	char *stack; /* the server's, then the heir's */
+	struct taken now, handed[MAX_HANDED];
 	int epoll, bell;
 
 	pthread_mutex_t lock; /* of those who give orders */
@@ -361,12 +411,48 @@ static void obey(struct psc_gate *gate)
 	gate->installed = TAKEN;
 }
 
+static void kill_target(const struct gated *gated)
+{
+	(void)!psc_sys(SYS_pidfd_send_signal, gated->care.pidfd, SIGKILL, 0, 0);
+}
+
+static void enforce(struct psc_gate *gate, struct gated *gated)
+{
+	gated->care.deadline = -1;
+	if (psc_page_state(gate->judge.page, gated->slot) == PSC_GATE_ACTIVE)
+		return;
+	if (gated->care.kill)
+		kill_target(gated);
+	psc_page_store(gate->judge.page, gated->slot, PSC_GATE_ACTIVE);
+}
+
+/* Do what is due; milliseconds until the next is, -1: nothing will be. */
+static int keep_deadlines(struct psc_gate *gate)
+{
+	int64_t now = psc_monotonic_ns(), next = -1;
+
+	for (size_t i = 0; i < PSC_GATE_SLOTS; i++) {
+		struct gated *gated = gate->gated[i];
+
+		if (!gated || !gated->served || gated->care.deadline < 0)
+			continue;
+		if (gated->care.deadline <= now)
+			enforce(gate, gated);
+		else if (next < 0 || gated->care.deadline < next)
+			next = gated->care.deadline;
+	}
+	if (next < 0)
+		return -1;
+	next = (next - now) / 1000000 + 1;
+	return next < 1000000 ? (int)next : 1000000;
+}
+
 static void serve(struct psc_gate *gate)
 {
 	struct epoll_event events[16];
 
 	while (!gate->stopping) {
-		int n = epoll_wait(gate->epoll, events, psc_array_size(events), -1);
+		int n = epoll_wait(gate->epoll, events, psc_array_size(events), keep_deadlines(gate));
 
 		for (int i = 0; i < n; i++) {
 			struct gated *gated = events[i].data.u32 == COMMANDS ? NULL : gate->gated[events[i].data.u32];
@@ -383,6 +469,7 @@ static int server(void *arg)
 {
 	struct psc_gate *gate = arg;
 
+	gate->server_pid = getpid();
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	if (getppid() == gate->owner) {
 		setsid();
@@ -391,20 +478,132 @@ static int server(void *arg)
 	_exit(0);
 }
 
-/* Its thread-local storage is the server's; should that be killed, another takes over. */
-static void *keep_server(void *arg)
+/* -------------------------------------------------------------------- heir */
+
+/* An exec of ours ends the keeper as well. */
+static bool manager_lives(const struct psc_gate *gate)
 {
+	return psc_sys(SYS_getppid) == gate->owner && psc_sys(SYS_tgkill, gate->owner, gate->keeper_tid, 0) == 0;
+}
+
+static void await_end_of_server(const struct psc_gate *gate)
+{
+	struct pollfd p = { .events = POLLIN };
+
+	p.fd = (int)psc_sys(SYS_pidfd_open, gate->server_pid, 0);
+	if (p.fd < 0)
+		return;
+	psc_sys(SYS_poll, &p, 1, -1);
+	psc_sys(SYS_close, p.fd);
+}
+
+static void keep_only(struct pollfd *fds, size_t n)
+{
+	unsigned int from = 0;
+
+	for (;;) {
+		unsigned int next = UINT32_MAX;
+
+		for (size_t i = 0; i < n; i++)
+			if ((unsigned int)fds[i].fd >= from && (unsigned int)fds[i].fd < next)
+				next = (unsigned int)fds[i].fd;
+		if (next > from)
+			(void)!psc_sys(SYS_close_range, from, next - 1, 0);
+		if (next == UINT32_MAX)
+			return;
+		from = next + 1;
+	}
+}
+
+/* What the dead had taken and not answered. */
+static void answer_orphans(struct psc_gate *gate, struct gated **guarded, size_t n)
+{
+	struct judge *judge = &gate->judge;
+
+	for (size_t i = 0; i < judge->n_handed; i++)
+		if (psc_notify_valid(judge->handed[i].fd, judge->handed[i].notif.n.id) == 0)
+			(void)!answer_for_user(judge->handed[i].fd, &judge->handed[i].answer, &judge->handed[i].notif);
+	for (size_t i = 0; i < n; i++)
+		if (judge->now->notif.n.id && judge->now->fd == guarded[i]->fd &&
+		    psc_notify_valid(guarded[i]->fd, judge->now->notif.n.id) == 0)
+			answer(judge, guarded[i], &judge->now->notif);
+}
+
+static void inherit(struct psc_gate *gate)
+{
+	struct pollfd fds[PSC_GATE_SLOTS];
+	struct gated *guarded[PSC_GATE_SLOTS];
+	size_t n = 0;
+
+	for (size_t i = 0; i < PSC_GATE_SLOTS; i++) {
+		struct gated *gated = gate->gated[i];
+
+		if (!gated || !gated->care.guarded)
+			continue;
+		if (gated->care.answer.kind == PSC_KILL)
+			kill_target(gated);
+		enforce(gate, gated);
+		guarded[n] = gated;
+		fds[n++] = (struct pollfd){ .fd = gated->fd, .events = POLLIN };
+	}
+	keep_only(fds, n);
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	gate->judge.inbox = NULL;
+	answer_orphans(gate, guarded, n);
+	while (n > 0) {
+		if (poll(fds, n, -1) < 0)
+			continue;
+		for (size_t i = n; i-- > 0;)
+			if (fds[i].revents && !serve_one(&gate->judge, guarded[i], fds[i].revents & POLLIN)) {
+				close(fds[i].fd);
+				fds[i] = fds[--n];
+				guarded[i] = guarded[n];
+			}
+	}
+}
+
+static int heir(void *arg)
+{
+	const uint64_t hangup = 1ull << (SIGHUP - 1);
 	struct psc_gate *gate = arg;
 
-	while (!gate->stopping) {
-		pid_t pid = clone(server, gate->stack + STACK_SIZE, CLONE_VM | CLONE_FILES, gate);
+	psc_sys(SYS_prctl, PR_SET_PDEATHSIG, SIGHUP);
+	psc_sys(SYS_prctl, PR_SET_NAME, "psc-gate");
+	psc_sys(SYS_setsid);
+	while (manager_lives(gate))
+		psc_sys(SYS_rt_sigtimedwait, &hangup, 0, 0, sizeof(hangup));
+	await_end_of_server(gate);
+	inherit(gate);
+	_exit(0);
+}
 
-		if (pid < 0)
+/* Its thread-local storage is the server's, and the heir's when both are dead. Should
+ * one of them be killed, another takes over. */
+static void *keep_server(void *arg)
+{
+	const int flags = CLONE_VM | CLONE_FILES;
+	struct psc_gate *gate = arg;
+	pid_t server_pid = 0, heir_pid = 0, ended;
+
+	gate->keeper_tid = gettid();
+	while (!gate->stopping) {
+		if (heir_pid <= 0)
+			heir_pid = clone(heir, gate->stack + 2 * STACK_SIZE, flags, gate);
+		gate->has_heir = heir_pid > 0;
+		if (server_pid == 0)
+			server_pid = clone(server, gate->stack + STACK_SIZE, flags, gate);
+		if (server_pid < 0)
 			break;
-		while (waitpid(pid, NULL, __WALL) < 0 && errno == EINTR)
-			;
+		ended = waitpid(-1, NULL, __WALL | __WNOTHREAD);
+		server_pid = ended == server_pid ? 0 : server_pid;
+		heir_pid = ended == heir_pid ? 0 : heir_pid;
 	}
 	gate->stopping = true;
+	if (heir_pid > 0) {
+		kill(heir_pid, SIGKILL);
+		while (waitpid(heir_pid, NULL, __WALL) < 0 && errno == EINTR)
+			;
+	}
 	return NULL;
 }
 
@@ -441,7 +640,7 @@ static void destroy(struct psc_gate *gate)
 	psc_close_fd(&gate->epoll);
 	psc_close_fd(&gate->bell);
 	if (gate->stack)
-		munmap(gate->stack, STACK_SIZE);
+		munmap(gate->stack, 2 * STACK_SIZE);
 	for (size_t i = 0; i < PSC_GATE_SLOTS; i++)
 		free(gate->gated[i]);
 	free(gate->insns);
@@ -453,7 +652,7 @@ static int prepare(struct psc_gate *gate, const struct sock_filter *insns, size_
 	struct epoll_event e = { .events = EPOLLIN, .data.u32 = COMMANDS };
 
 	gate->insns = malloc(len * sizeof(*insns));
-	gate->stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+	gate->stack = mmap(NULL, 2 * STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
 	if (gate->stack == MAP_FAILED)
 		gate->stack = NULL;
 	if (!gate->insns || !gate->stack)
@@ -481,7 +680,7 @@ int psc_gate_new(struct psc_page *page, const struct sock_filter *insns, size_t 
 	gate = calloc(1, sizeof(*gate));
 	if (!gate)
 		return -ENOMEM;
-	gate->judge = (struct judge){ page, NULL, len, inbox, true };
+	gate->judge = (struct judge){ page, NULL, len, inbox, true, &gate->now, gate->handed, 0 };
 	gate->epoll = gate->bell = -1;
 	gate->owner = getpid();
 	pthread_mutex_init(&gate->lock, NULL);
@@ -489,6 +688,12 @@ int psc_gate_new(struct psc_page *page, const struct sock_filter *insns, size_t 
 	if (r < 0) {
 		destroy(gate);
 		return r;
+	}
+	/* From here on both are there, or a gate is not made at all. */
+	r = command(gate, ORDER_NOTHING, NULL);
+	if (r < 0 || !gate->has_heir) {
+		psc_gate_free(gate);
+		return -EAGAIN;
 	}
 	*ret_gate = gate;
 	return 0;
@@ -508,7 +713,7 @@ void psc_gate_free(struct psc_gate *gate)
 }
 
 static int make_gated(struct psc_gate *gate, int fd, unsigned int slot, const struct psc_gate_trigger *list, size_t n,
-		      struct gated **ret_gated)
+		      const struct psc_gate_care *care, struct gated **ret_gated)
 {
 	struct gated *gated;
 	size_t i = 0;
@@ -525,6 +730,9 @@ static int make_gated(struct psc_gate *gate, int fd, unsigned int slot, const st
 		return -ENOMEM;
 	gated->fd = fd;
 	gated->slot = slot;
+	gated->care = (struct psc_gate_care){ .deadline = -1, .pidfd = -1 };
+	if (care)
+		gated->care = *care;
 	r = set_triggers(gated, list, n);
 	if (r == 0)
 		r = psc_inbox_reserve(gate->judge.inbox, &gated->route);
@@ -545,13 +753,13 @@ static void forget(struct psc_gate *gate, struct gated *gated)
 }
 
 int psc_gate_add(struct psc_gate *gate, int listener, unsigned int slot, const struct psc_gate_trigger *list,
-		 size_t n_triggers)
+		 size_t n_triggers, const struct psc_gate_care *care)
 {
 	struct gated *gated;
 	int r;
 
 	pthread_mutex_lock(&gate->lock);
-	r = make_gated(gate, listener, slot, list, n_triggers, &gated);
+	r = make_gated(gate, listener, slot, list, n_triggers, care, &gated);
 	if (r == 0) {
 		r = command(gate, ORDER_ADD, gated);
 		if (r == 0 && !gated->served)
@@ -573,7 +781,7 @@ int psc_gate_install(struct psc_gate *gate, const struct sock_filter *insns, siz
 	int r;
 
 	pthread_mutex_lock(&gate->lock);
-	r = make_gated(gate, -1, slot, list, n_triggers, &gated);
+	r = make_gated(gate, -1, slot, list, n_triggers, NULL, &gated);
 	if (r == 0) {
 		gate->installed = NOT_YET;
 		r = command(gate, ORDER_INSTALL, gated);
@@ -601,9 +809,11 @@ int psc_gate_remove(struct psc_gate *gate, int listener)
 	pthread_mutex_lock(&gate->lock);
 	for (size_t i = 0; i < PSC_GATE_SLOTS; i++)
 		if (gate->gated[i] && gate->gated[i]->fd == listener) {
-			r = command(gate, ORDER_REMOVE, gate->gated[i]);
-			free(gate->gated[i]);
+			struct gated *gated = gate->gated[i];
+
+			r = command(gate, ORDER_REMOVE, gated);
 			gate->gated[i] = NULL;
+			free(gated);
 			break;
 		}
 	pthread_mutex_unlock(&gate->lock);

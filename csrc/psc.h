@@ -1108,15 +1108,25 @@ size_t psc_gate_hard_program(const struct sock_filter *insns, size_t len, struct
  * user go to inbox. */
 struct psc_gate;
 
-/* insns are copied. page and inbox must outlive it. Waits (shortly). */
+/* insns are copied. page and inbox must outlive it. -EAGAIN: no process could be made. Waits (shortly). */
 PSC_MUST_CHECK int psc_gate_new(struct psc_page *page, const struct sock_filter *insns, size_t len,
 				struct psc_inbox *inbox, struct psc_gate **ret_gate);
 void psc_gate_free(struct psc_gate *gate);
 
+/* What is promised of a gate. */
+struct psc_gate_care {
+	bool guarded;	  /* when we die it is activated and goes on; else it ends, its calls fail with ENOSYS */
+	struct psc_answer answer; /* then: to what the program notifies. PSC_HOLD: ENOSYS. PSC_KILL: the target too, at once */
+	int64_t deadline; /* CLOCK_MONOTONIC ns, -1: none. If it is not active then it is activated, */
+	bool kill;	  /* or the target killed, at our death too */
+	int pidfd;	  /* the target; must stay open as long as the listener */
+};
+
 /* Serve a listener of the gate program until it is removed; it stays the caller's.
- * Waits (shortly) for the server. -ENOSPC: it has PSC_GATE_SLOTS. */
+ * care: NULL for none. Waits (shortly) for the server. -ENOSPC: it has PSC_GATE_SLOTS. */
 PSC_MUST_CHECK int psc_gate_add(struct psc_gate *gate, int listener, unsigned int slot,
-				const struct psc_gate_trigger *triggers, size_t n_triggers);
+				const struct psc_gate_trigger *triggers, size_t n_triggers,
+				const struct psc_gate_care *care);
 
 /* Install the gate program for ourselves (flags as psc_install(), NEW_LISTENER is
  * added); the server has the listener before any call of ours can be gated. */

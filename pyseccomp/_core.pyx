@@ -1575,12 +1575,18 @@ cdef class Gate:
     def __dealloc__(self):
         cpsc.psc_gate_free(self.gate)
 
-    def add(self, int listener, unsigned int slot, list triggers) -> None:
+    def add(self, int listener, unsigned int slot, list triggers, bint guarded=False, Answer answer=None, int64_t deadline=-1,
+            bint kill=False, int pidfd=-1) -> None:
+        cdef cpsc.psc_gate_care care
         cdef cpsc.psc_gate_trigger list_[cpsc.PSC_MAX_GATE_TRIGGERS]
         cdef size_t n = _triggers(triggers, list_)
         cdef int r
+        memset(&care, 0, sizeof(care))
+        care.guarded, care.deadline, care.kill, care.pidfd = guarded, deadline, kill, pidfd
+        if answer is not None:
+            care.answer = answer.answer
         with nogil:
-            r = cpsc.psc_gate_add(self.gate, listener, slot, list_, n)
+            r = cpsc.psc_gate_add(self.gate, listener, slot, list_, n, &care)
         _os_check(r)
 
     def install(self, const uint8_t[::1] program, uint32_t flags, int no_new_privs, unsigned int slot, list triggers) -> int:

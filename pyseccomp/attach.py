@@ -125,6 +125,7 @@ class Attachment(Owned):
         self._guardian_injects = False
         self._acted = threading.Event()
         self._watch: Watch | None = None
+        self._clock: threading.Timer | None = None
 
     @property
     def filter(self) -> Filter:
@@ -332,7 +333,13 @@ class Attachment(Owned):
         return kept > 0
 
     def _install_gate(
-        self, server: _core.Gate, program: Program, triggers: list[tuple[int, int]], wait_killable: bool
+        self,
+        server: _core.Gate,
+        program: Program,
+        triggers: list[tuple[int, int]],
+        wait_killable: bool,
+        answer: _core.Answer | None,
+        deadline: float | None,
     ) -> None:
         """Put the gate program in, its listener served before the first call can be gated. For Filter only."""
         if self.pid == os.getpid():
@@ -345,9 +352,32 @@ class Attachment(Owned):
                 raise _kernel_refusal(error.errno or 0, "attach to oneself as a gate", None) from None
             self.result, self._listeners = _own_result(before), (listener,)
             return
+        guarded, ends = answer is not None or deadline is not None, deadline_ns(deadline)
         self.result, self._listeners = attach_other(program, False, wait_killable, self)
         for listener in self._listeners:
-            server.add(listener, self._slot, triggers)
+            server.add(
+                listener,
+                self._slot,
+                triggers,
+                guarded=guarded,
+                answer=answer,
+                deadline=ends,
+                kill=deadline is not None and self.on_deadline == "kill",
+                pidfd=self._pidfd,
+            )
+        if deadline is not None:
+            self._clock = threading.Timer(deadline, self._tell_deadline)
+            self._clock.daemon = True
+            self._clock.start()
+
+    def _tell_deadline(self) -> None:
+        """The gate's server has acted, or does at this moment; it needs nobody to, only the event is missing."""
+        end = time.monotonic() + 5
+        while not self.closed and time.monotonic() < end:
+            if self.activated:
+                self._changed("active", "the deadline came")
+                return
+            time.sleep(0.001)
 
     def query(self) -> AttachmentState:
         """Ask the kernel what is true of this attachment and its target, now."""
@@ -379,6 +409,8 @@ class Attachment(Owned):
             ward, self._ward = self._ward, None
         if self._watch is not None:
             self._watch.stop()
+        if self._clock is not None:
+            self._clock.cancel()
         self._filter._forget(self, listeners, ward)
         if self._slot and self._filter._page.writable:
             self._filter._page.set(self._slot, gate.NONE)
@@ -392,8 +424,8 @@ class Attachment(Owned):
 
 def leave_block(attachments: list[Attachment], value: BaseException | None) -> None:
     """See to it that no attachment leaves a ``with`` block inactive unnoticed."""
-    # One with a trigger in the core is not to be hurried, and a gate without its listener denies by itself (ENOSYS).
-    kinds = [a for a in attachments if (type(a) is Attachment and a.mode != "gate") or (a.mode == "park" and a.pid != os.getpid())]
+    # One with a trigger in the core is not to be hurried.
+    kinds = [a for a in attachments if type(a) is Attachment or (a.mode == "park" and a.pid != os.getpid())]
     plain = [a for a in kinds if not a.closed and not a.activated]
     left = [a for a in plain if a.query().state not in ("dead", "detached")]
     if not left:

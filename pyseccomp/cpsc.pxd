@@ -389,7 +389,14 @@ cdef extern from "psc.h" nogil:
         pass
     int psc_gate_new(psc_page *page, const sock_filter *insns, size_t len, psc_inbox *inbox, psc_gate **ret_gate)
     void psc_gate_free(psc_gate *gate)
-    int psc_gate_add(psc_gate *gate, int listener, unsigned int slot, const psc_gate_trigger *triggers, size_t n_triggers)
+    cdef struct psc_gate_care:
+        bint guarded
+        psc_answer answer
+        int64_t deadline
+        bint kill
+        int pidfd
+    int psc_gate_add(psc_gate *gate, int listener, unsigned int slot, const psc_gate_trigger *triggers, size_t n_triggers,
+                     const psc_gate_care *care)
     int psc_gate_install(psc_gate *gate, const sock_filter *insns, size_t len, uint32_t flags, int no_new_privs,
                          unsigned int slot, const psc_gate_trigger *triggers, size_t n_triggers)
     int psc_gate_remove(psc_gate *gate, int listener)

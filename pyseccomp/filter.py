@@ -359,7 +359,8 @@ class Filter(Owned, Receiver):
         mode="gate" puts a gate program into the kernel now: whatever the policy does not allow (or log) is asked of this
         process, which says "continue" while inactive and gives the policy's answer once active. One store turns it, for
         all tasks under it and those that they fork and exec; :meth:`Attachment.pause` turns it back. A kill is SIGKILL to
-        the whole process. A gate survives its target's exec, not its manager: then gated calls fail with ENOSYS.
+        the whole process. A gate survives its target's exec. When its manager dies, gated calls fail with ENOSYS; with deadline= or
+        on_supervisor_death= it is activated then, if it was not, and goes on.
         activate_on names a system call, by which a gate becomes active: it is let run, and every gated call that is
         received after that gets the policy's answer. mode="auto" is "gate" if activate_on names a call, else "inject".
 
@@ -436,13 +437,13 @@ class Filter(Owned, Receiver):
         if activate_on == "exec" and not active:
             raise ValueError("attach: activate_on= says when it becomes active; leave active=False out")
         if mode == "gate" or activate_on not in (None, "exec"):
-            if answer is not None or deadline is not None:
+            if answer is not None and answer.kind == 0:
                 raise UnsupportedError(
-                    errno.EOPNOTSUPP,
-                    "attach: a gate with deadline= or on_supervisor_death= is not in this release; its calls fail with "
-                    "ENOSYS when its manager dies",
+                    errno.EOPNOTSUPP, "attach: nobody can reclaim a gate, so on_supervisor_death='hold' is not for it; use mode='inject'"
                 )
-            return self._attach_gate(target, pidfd, active, threads, no_new_privs, activate_on, timeout)
+            return self._attach_gate(
+                target, pidfd, active, threads, no_new_privs, activate_on, timeout, answer, deadline, on_deadline
+            )
         pid, fd = open_target(target, pidfd)
         if mode == "park" or (mode == "auto" and not active and pid == os.getpid()):
             return self._attach_parked(pid, fd, active, threads, no_new_privs, timeout)
@@ -510,23 +511,32 @@ class Filter(Owned, Receiver):
         no_new_privs: bool | Literal["auto"],
         activate_on: str | None,
         timeout: float,
+        answer: Answer | None,
+        deadline: float | None,
+        on_deadline: Literal["activate", "kill"],
     ) -> Attachment:
         triggers = gate.resolve_trigger(activate_on) if activate_on is not None else []
         program = gate.build_program(self._program, triggers)
         gate.check_trap(self._program)
         pid, fd = open_target(target, pidfd)
+        if pid == os.getpid() and (answer is not None or deadline is not None):
+            os.close(fd)
+            raise UnsupportedError(
+                errno.EOPNOTSUPP, "attach to oneself as a gate: deadline= and on_supervisor_death= are for other processes; fork a target"
+            )
         try:
             slot = gate.take_slot(self, gate.ACTIVE if active and not triggers else gate.INACTIVE)
         except BaseException:
             os.close(fd)
             raise
         attachment = Attachment(self, pid, fd, threads, no_new_privs, timeout, slot)
+        attachment.on_deadline, attachment._death = on_deadline, answer
         try:
             with self._lock:
                 self._check_open("attach")
                 if self._gate is None:
                     self._gate = _core.Gate(self._page, bytes(self._program), self._inbox)
-                attachment._install_gate(self._gate, program, triggers, self.wait_killable)
+                attachment._install_gate(self._gate, program, triggers, self.wait_killable, answer, deadline)
                 self._attachments.append(attachment)
                 self._show_listeners()
         except BaseException:

@@ -92,6 +92,7 @@ def test_one_gate_of_two_is_turned_alone_and_both_by_the_filter() -> None:
         assert (ask(one)["probe"], ask(two)["probe"]) == (DENIED, DENIED)
         b.pause()
         assert (ask(one)["probe"], ask(two)["probe"]) == (DENIED, 0)
+        b.resume()
 
 
 @pytest.mark.parametrize(("data", "probe"), [(1, 1), (4095, 4095), (0xFFFF, 4095), (0, 0)])
@@ -171,7 +172,9 @@ def gate_oneself() -> tuple[int, int, int, str]:
         a.activate()
         after = raw_getppid()
         a.pause()
-        return before, after, raw_getppid(), a.query().state
+        paused = before, after, raw_getppid(), a.query().state
+        a.resume()
+        return paused
 
 
 def test_a_process_can_gate_itself() -> None:
@@ -202,6 +205,34 @@ def test_who_holds_the_fd_reads_the_state_but_cannot_turn_it() -> None:
             reader.attach(subject.pid, mode="gate")
 
 
+def state_through(fd: int) -> str:
+    with ps.Filter.from_fd(fd) as f:
+        return f.query().state
+
+
+def test_another_process_that_holds_the_fd_tells_inactive_from_active() -> None:
+    with victim(build_victim("idle")) as subject, ps.Filter(deny_getppid()) as f:
+        memfd = os.dup(f.fileno())
+        a = gated(f, subject)
+        seen = []
+        for turn in (lambda: None, a.activate, a.pause, a.resume):
+            turn()
+            seen.append(in_child(state_through, memfd))
+        os.close(memfd)
+        assert seen == ["inactive", "active", "inactive", "active"]
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["never active", "paused"])
+def test_leaving_a_with_block_with_an_inactive_gate_raises_and_leaves_it_closed(paused: bool) -> None:
+    with victim(build_victim("idle")) as subject:
+        with pytest.raises(ps.InactiveError, match="inactive"), ps.Filter(deny_getppid()) as f:
+            a = gated(f, subject)
+            if paused:
+                a.activate()
+                a.pause()
+        assert ask(subject)["probe"] == errno.ENOSYS
+
+
 def turn_in_child(f: ps.Filter) -> tuple[str, str]:
     try:
         f.attachments[0].activate()
@@ -215,6 +246,7 @@ def test_a_forked_child_of_the_creator_reads_but_does_not_write() -> None:
         gated(f, subject)
         assert in_child(turn_in_child, f) == ("inactive", "refused")
         assert ask(subject)["probe"] == 0
+        f.activate()
 
 
 # -------------------------------------------------------------------------- TRAP
@@ -318,6 +350,7 @@ def test_a_paused_gate_is_not_turned_by_its_trigger() -> None:
         a.pause()
         subject.tell("listen")
         assert (subject.line(), a.query().state) == ("0", "inactive")
+        a.resume()
 
 
 LISTENER = """
@@ -382,6 +415,7 @@ def test_a_gate_under_an_existing_listener_is_refused() -> None:
             gated(g, subject)
         assert (filter_counts(subject.pid), g.attachments) == (before, ())
         assert ask(subject)["probe"] == 0
+        f.activate()
 
 
 def test_an_injected_attachment_cannot_be_paused_or_hardened() -> None:
@@ -394,7 +428,7 @@ def test_an_injected_attachment_cannot_be_paused_or_hardened() -> None:
 
 def gate_once() -> None:
     with victim(build_victim("idle")) as subject, ps.Filter(notify_getppid()) as f:
-        gated(f, subject)
+        gated(f, subject).activate()
 
 
 def test_gates_leave_no_descriptor_behind() -> None:

@@ -1,0 +1,204 @@
+"""What outlives the manager of a gate: the gate goes on, active, and deadlines hold."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import time
+from typing import Any
+
+import pytest
+
+import pyseccomp as ps
+from attaching import DENIED, ask, deny_getppid, filter_counts, may_suspend, notify_getppid, rounds, wait_until
+from harness import Victim, build_victim, victim
+from test_guardian import dies, managing
+
+
+def gating(pid: int, started: int, policy: ps.Program, active: bool = False, then: Any = None, **options: Any) -> None:
+    f = ps.Filter(policy)
+    a = f.attach(pid, mode="gate", active=active, **options)
+    if then is not None:
+        then(f, a)
+    os.write(started, b"x")
+    signal.pause()
+
+
+def pause(f: ps.Filter, a: ps.Attachment) -> None:
+    a.pause()
+
+
+@pytest.mark.parametrize(
+    ("options", "then"),
+    [
+        ({"deadline": 1e6}, None),
+        ({"on_supervisor_death": "allow"}, None),
+        ({"on_supervisor_death": "allow", "active": True}, None),
+        ({"on_supervisor_death": "allow", "active": True}, pause),
+    ],
+    ids=["deadline", "inactive", "active", "paused"],
+)
+def test_a_guarded_gate_is_active_after_its_managers_death_for_all_that_look(options: dict[str, Any], then: Any) -> None:
+    with victim(build_victim("idle"), "3") as target:
+        with managing(lambda pipe: gating(target.pid, pipe, deny_getppid(), then=then, **options)) as manager:
+            assert ask(target)["probe"] == (DENIED if options.get("active") and then is None else 0)
+            dies(manager)
+            wait_until(lambda: ask(target)["probe"] == DENIED, "it is in force")
+            assert [ask(target)["probe"] for _ in range(3)] == [DENIED] * 3
+
+
+def test_without_care_the_gate_ends_with_its_manager() -> None:
+    with victim(build_victim("idle")) as target:
+        with managing(lambda pipe: gating(target.pid, pipe, deny_getppid())) as manager:
+            dies(manager)
+            wait_until(lambda: ask(target)["probe"] == 38, "ENOSYS")
+
+
+@pytest.mark.parametrize(("answer", "probe"), [(ps.deny(DENIED), DENIED), ("allow", 0)])
+def test_what_a_guarded_gate_notifies_gets_the_answer(answer: Any, probe: int) -> None:
+    with victim(build_victim("idle")) as target:
+        with managing(lambda pipe: gating(target.pid, pipe, notify_getppid(), active=True, on_supervisor_death=answer)) as manager:
+            target.tell("report")
+            assert not select.select([target.stdout], [], [], 0.1)[0]
+            dies(manager)
+            assert f"probe={probe}" in target.line()
+            assert [ask(target)["probe"] for _ in range(3)] == [probe] * 3
+
+
+def test_what_the_manager_had_received_from_a_guarded_gate_gets_the_answer_too() -> None:
+    def receive_one(f: ps.Filter, a: ps.Attachment) -> None:
+        held.append(f.receive(20))
+
+    held: list[ps.Notification] = []
+    with victim(build_victim("idle")) as target:
+        target.tell("report")
+        assert "probe=0" in target.line()
+
+        def work(pipe: int) -> None:
+            gating(target.pid, pipe, notify_getppid(), True, receive_one, on_supervisor_death=ps.deny(DENIED))
+
+        with managing_late(work, target) as manager:
+            dies(manager)
+            assert f"probe={DENIED}" in target.line()
+
+
+def managing_late(work: Any, target: Victim) -> Any:
+    """As managing(), but the target calls once it is gated."""
+    none = filter_counts(target.pid)[target.pid]
+
+    def both(pipe: int) -> None:
+        if os.fork() == 0:
+            wait_until(lambda: filter_counts(target.pid)[target.pid] > none, "gated")
+            target.tell("report")
+            os._exit(0)
+        work(pipe)
+
+    return managing(both)
+
+
+def test_kill_kills_the_target_of_a_guarded_gate() -> None:
+    with victim(build_victim("idle")) as target:
+        with managing(lambda pipe: gating(target.pid, pipe, notify_getppid(), on_supervisor_death="kill")) as manager:
+            dies(manager)
+            assert target.wait(20) == -signal.SIGKILL
+
+
+def test_the_managers_death_kills_where_the_gates_deadline_would() -> None:
+    with victim(build_victim("idle")) as target:
+        with managing(lambda pipe: gating(target.pid, pipe, deny_getppid(), deadline=1e6, on_deadline="kill")) as manager:
+            assert ask(target)["probe"] == 0
+            dies(manager)
+            assert target.wait(20) == -signal.SIGKILL
+
+
+def test_a_gates_deadline_activates_it_and_tells() -> None:
+    with victim(build_victim("idle"), "3") as target, ps.Filter(deny_getppid()) as f:
+        reader, writer = os.pipe()
+        seen: list[tuple[str, str]] = []
+        f.on_state_change = lambda a, state, why: (seen.append((state, why)), os.write(writer, b"x"))
+        a = f.attach(target.pid, mode="gate", active=False, deadline=0.3)
+        assert (a.query().state, ask(target)["probe"]) == ("inactive", 0)
+        for _ in range(2):
+            assert select.select([reader], [], [], 30)[0] and os.read(reader, 1)
+        assert (a.query().state, ask(target)["probe"]) == ("active", DENIED)
+        assert seen[1][0] == "active" and "deadline" in seen[1][1]
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_gates_deadline_kills_where_that_was_said_but_not_what_is_active() -> None:
+    with victim(build_victim("idle")) as one, victim(build_victim("idle")) as two, ps.Filter(deny_getppid()) as f:
+        f.attach(one.pid, mode="gate", active=False, deadline=0.2, on_deadline="kill")
+        b = f.attach(two.pid, mode="gate", active=False, deadline=0.2, on_deadline="kill")
+        b.activate()
+        assert one.wait(20) == -signal.SIGKILL
+        assert not select.select([b.pidfd], [], [], 0.3)[0] and ask(two)["probe"] == DENIED
+
+
+def test_a_gates_deadline_holds_while_the_manager_is_stopped() -> None:
+    with victim(build_victim("idle")) as target:
+        with managing(lambda pipe: gating(target.pid, pipe, deny_getppid(), deadline=0.3)) as manager:
+            os.kill(manager, signal.SIGSTOP)
+            wait_until(lambda: ask(target)["probe"] == DENIED, "it is in force")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [({"on_supervisor_death": ps.hold()}, (ps.UnsupportedError, ValueError)), ({"deadline": 1, "active": True}, ValueError)],
+)
+def test_care_that_makes_no_sense_for_a_gate_is_refused(options: dict[str, Any], kind: Any) -> None:
+    with victim(build_victim("idle")) as target, ps.Filter(deny_getppid(), name=f"gate-{os.getpid()}") as f:
+        before = filter_counts(target.pid)
+        with pytest.raises(kind):
+            f.attach(target.pid, mode="gate", **{"active": False, **options})
+        assert filter_counts(target.pid) == before
+
+
+@pytest.mark.parametrize("on_deadline", ["activate", "kill"])
+def test_the_manager_of_a_guarded_gate_killed_at_any_instant_leaves_no_target_between(on_deadline: str) -> None:
+    """Across attach, activate, harden and the deadline: untouched, or closed (gated, not served yet), or wholly filtered."""
+    chance = random.Random(on_deadline)
+    acted = 0
+    for _ in range(rounds(30)):
+        with victim(build_victim("idle"), "3") as target:
+            none = filter_counts(target.pid)[target.pid]
+
+            def work(pipe: int, pid: int = target.pid) -> None:
+                f = ps.Filter(deny_getppid())
+                os.write(pipe, b"x")
+                a = f.attach(pid, mode="gate", active=False, deadline=0.004, on_deadline=on_deadline)  # type: ignore[arg-type]
+                if on_deadline == "activate":
+                    a.activate()
+                    if may_suspend():
+                        a.harden()
+                signal.pause()
+
+            with managing(work) as manager:
+                end = time.perf_counter() + chance.uniform(0, 0.03)
+                while time.perf_counter() < end:
+                    pass
+                dies(manager)
+                if killed(target):
+                    assert on_deadline == "kill"
+                    acted += 1
+                    continue
+                wait_until(lambda: len(set(filter_counts(target.pid).values())) == 1, "no thread is in between")  # noqa: B023
+                wait_until(lambda: settled(target, none), "in force, or nothing is")  # noqa: B023
+                acted += filter_counts(target.pid)[target.pid] > none
+    assert acted
+
+
+def killed(target: Victim) -> bool:
+    pidfd = os.pidfd_open(target.pid)
+    ended = bool(select.select([pidfd], [], [], 0.1)[0])
+    os.close(pidfd)
+    if ended:
+        assert target.wait(5) == -signal.SIGKILL
+    return ended
+
+
+def settled(target: Victim, none: int) -> bool:
+    probe = ask(target)["probe"]
+    return probe in ((0,) if filter_counts(target.pid)[target.pid] == none else (38, DENIED))
