@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = command(options)
         sys.stdout.flush()  # here, where a reader that has left is expected
         return status
-    except KeyboardInterrupt:
-        print("pyseccomp: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(["pyseccomp: interrupted", *getattr(interrupt, "__notes__", [])]), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has enough; Python must not try to flush the rest at exit.
