@@ -628,7 +628,7 @@ struct psc_event {
 	struct psc_answer answer;
 	bool due; /* answer is to be sent by the next psc_serve() */
 	pid_t foreign; /* the task that was last seen to be of another process, and when */
-	int64_t foreign_ns;
+	uint64_t foreign_ticks;
 	uint64_t refused; /* calls that psc_table_refuse_own() made be answered; the last one. Who tells of it sets it to 0 */
 	struct seccomp_notif refused_last;
 	uint32_t slot; /* of the journal, 0: none */

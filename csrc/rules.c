@@ -10,6 +10,17 @@
  * alone first, then with the caller's process, and memory is read only if that
  * decides nothing. Each byte of it is read once, so that all rules see the same.
  *
+ * The id is checked after the reads by the answer itself, not by an ID_VALID of its own,
+ * which costs 5 % of a call. An id never comes back: if SEND or ADDFD finds it, the task
+ * waited from RECV until then, could not exec meanwhile, and the memory and the process
+ * that its number led to were its own. If they were another's, which got the number of
+ * one that died, the answer is ENOENT and reaches nobody. A kill, which goes by a pidfd,
+ * asks ID_VALID once that is open; a caller that is handed the call answers by its id.
+ *
+ * Memory is read by process_vm_readv(), some 1.5 us. A kept /proc/TID/mem would take 0.4 us
+ * less, but it stays with the memory from before an exec: that of a vfork()ing parent, say,
+ * lives on, and a read of it looks like any other.
+ *
  * Nothing here allocates or takes a lock while deciding, see serve.c.
  */
 #define _GNU_SOURCE
@@ -23,7 +34,7 @@
 #define NEVER UINT32_MAX
 #define CHUNK 256
 #define PAGE 4096
-#define FOREIGN_NS 1000000
+#define FOREIGN_TICKS 1000000
 
 enum truth { NO, UNKNOWN, YES };
 
@@ -530,21 +541,33 @@ void psc_table_refuse_own(struct psc_table *table, const struct psc_answer *answ
 	table->owner = getpid();
 }
 
+/* Ticks of a counter that does at least one in a nanosecond. The vDSO's clock costs 1 % of
+ * a call: its code and data are cold each time. */
+static uint64_t ticks(void)
+{
+#ifdef __x86_64__
+	return __builtin_ia32_rdtsc();
+#else
+	return psc_now_ns();
+#endif
+}
+
 /* A number that was another process's a moment ago is not ours yet: the kernel gives
- * numbers in turn, and makes nowhere near all of them in that time. */
+ * numbers in turn, and makes nowhere near all of them in that time, a millisecond at
+ * most. A counter that ran backwards (another processor's) is asked about again. */
 bool psc_table_refuses(const struct psc_table *table, struct psc_event *event)
 {
 	pid_t tid = (pid_t)event->notif.n.pid;
-	int64_t now;
+	uint64_t now;
 
 	if (!table->owner || tid == 0)
 		return false;
-	now = psc_monotonic_ns();
-	if (tid == event->foreign && now - event->foreign_ns < FOREIGN_NS)
+	now = ticks();
+	if (tid == event->foreign && now - event->foreign_ticks < FOREIGN_TICKS)
 		return false;
 	if (psc_syscall(SYS_tgkill, table->owner, tid, 0) != 0) {
 		event->foreign = tid;
-		event->foreign_ns = now;
+		event->foreign_ticks = now;
 		return false;
 	}
 	event->answer = table->own;
