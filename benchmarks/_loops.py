@@ -43,6 +43,20 @@ def table() -> Serve:
     return lambda fd: _box(fd).serve(ps.Responder(default=ps.reply(0)))
 
 
+def two() -> Serve:
+    """Ours: the table, by two threads."""
+    import pyseccomp as ps
+
+    def serve(fd: int) -> None:
+        box, responder = _box(fd), ps.Responder(default=ps.reply(0))
+        other = threading.Thread(target=box.serve, args=(responder,))
+        other.start()
+        box.serve(responder)
+        other.join()
+
+    return serve
+
+
 def string() -> Serve:
     """Ours: the table, by the first eight bytes of a string in the target."""
     import pyseccomp as ps
@@ -155,6 +169,7 @@ def seccompy() -> Serve:
 
 LOOPS = {
     "table": table,
+    "two": two,
     "string": string,
     "callback": callback,
     "loop": loop,

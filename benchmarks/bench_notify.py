@@ -4,7 +4,8 @@
     python benchmarks/bench_notify.py --compare [FOLDER]    everything, as a table, JSON and SVG in FOLDER (default: .)
 
 Every measurement is a pair: the floor with SYNC_WAKE_UP and the loop in question, on fresh targets, in turns; ratios
-are medians over the pairs, with quartiles. PYSECCOMP_PAIRS (25) and PYSECCOMP_ROUND_MS (25) scale a run.
+are medians over the pairs, with quartiles. PYSECCOMP_PAIRS (25) and PYSECCOMP_ROUND_MS (25) scale a run. What is in
+FOLDER/notify.json is not measured again: a comparison, which takes some ten minutes, may be broken off and go on later.
 PyPI's rivals are installed into a temporary folder with pip; what is missing is listed as missing.
 """
 
@@ -31,7 +32,7 @@ ROUND_NS = int(os.environ.get("PYSECCOMP_ROUND_MS", "25")) * 1_000_000
 TARGETS = (1, 4, 16, 64)
 DEADLINE = 60.0
 RIVALS = ("seccompy==0.2.0", "pyseccomp==0.1.2")
-OURS = ("table", "string", "callback", "loop", "asyncio", "uvloop")
+OURS = ("table", "two", "string", "callback", "loop", "asyncio", "uvloop")
 THEIRS = ("libseccomp", "ctypes", "seccompy")
 
 PROMISES = {
@@ -227,36 +228,65 @@ def plot(results: list[Result], path: Path) -> None:
     figure.savefig(path)
 
 
+def row(r: Result) -> str:
+    """One line of the table."""
+    how = "sync" if r.sync else "as shipped"
+    return f"{r.load:5} {r.name:11} {how:11} {r.targets:3} targets {r.ns[1]:10.0f} ns  {r.ratio[1]:8.3f}  [{r.ratio[0]:.3f}, {r.ratio[2]:.3f}]"
+
+
+def cases() -> list[tuple[str, str, bool, int]]:
+    """What is compared: load, loop, synchronous or as shipped, targets."""
+    loops = [(name, True) for name in ("floor", *OURS, *THEIRS)] + [(name, False) for name in ("floor", *THEIRS)]
+    return [
+        (load, name, sync, targets)
+        for load in ("idle", "busy")
+        for name, sync in loops
+        for targets in (TARGETS if load == "idle" or name != "floor" else ())
+    ]
+
+
+def recall(path: Path) -> list[Result]:
+    """What a comparison that was broken off had measured."""
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["results"]
+    return [Result(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}) for row in rows]
+
+
+def keep(path: Path, results: list[Result], **more: Any) -> None:
+    """Write what is measured so far."""
+    measured = [dataclasses.asdict(r) for r in results]
+    path.write_text(json.dumps({"machine": machine(), "results": measured, **more}, indent=1))
+
+
 def compare(folder: Path) -> None:
     """Measure all, print a table, write notify.json and notify.svg."""
-    results: list[Result] = []
+    report = folder / "notify.json"
+    results = recall(report)
+    known = {(r.load, r.name, r.sync, r.targets): r for r in results}
     missing: dict[str, str] = {}
     print(json.dumps(machine()))
     with tempfile.TemporaryDirectory() as scratch:
         floor = build_floor(Path(scratch))
         rivals = install_rivals(Path(scratch) / "rivals")
-        cases = [(name, True) for name in ("floor", *OURS, *THEIRS)] + [(name, False) for name in ("floor", *THEIRS)]
-        for load in ("idle", "busy"):
-            for name, sync in cases:
-                for targets in TARGETS if load == "idle" or name != "floor" else ():
-                    try:
-                        r = measure(name, load, targets, floor, rivals, sync)
-                    except Missing as error:
-                        missing[name] = str(error)
-                        break
-                    results.append(r)
-                    how = "sync" if sync else "as shipped"
-                    spread = f"[{r.ratio[0]:.3f}, {r.ratio[2]:.3f}]"
-                    cost = f"{r.ns[1]:10.0f} ns  {r.ratio[1]:8.3f}  {spread}"
-                    print(f"{load:5} {name:11} {how:11} {targets:3} targets {cost}", flush=True)
+        for case in cases():
+            load, name, sync, targets = case
+            if case not in known and name not in missing:
+                try:
+                    results.append(measure(name, load, targets, floor, rivals, sync))
+                except Missing as error:
+                    missing[name] = str(error)
+                    continue
+                known[case] = results[-1]
+                keep(report, results)
+            if case in known:
+                print(row(known[case]), flush=True)
         turns = 20000
         pingpong = int(subprocess.run([floor, "pingpong", str(turns)], check=True, capture_output=True).stdout) / turns
     print(f"futex ping-pong, a turn and back: {pingpong:.0f} ns")
     for name, why in missing.items():
         print(f"MISSING {name}: {why}")
-    measured = [dataclasses.asdict(r) for r in results]
-    report = {"machine": machine(), "pingpong_ns": pingpong, "missing": missing, "results": measured}
-    (folder / "notify.json").write_text(json.dumps(report, indent=1))
+    keep(report, results, pingpong_ns=pingpong, missing=missing)
     plot(results, folder / "notify.svg")
 
 
