@@ -1,12 +1,13 @@
 """Policy files of several formats through one door, and programs in the formats that others take.
 
 What a file is shows in its bytes: BPF has NUL bytes (no instruction is without), JSON begins with ``{``, minijail's text has lines that
-begin with ``call:`` or ``@``.
+begin with ``call:`` or ``@``, and a C array says ``struct sock_filter``.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal
@@ -19,10 +20,12 @@ from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.syscalls import Arch, ArchLike
 
-Format = Literal["oci", "firecracker", "bpf", "minijail"]
+Format = Literal["oci", "firecracker", "bpf", "minijail", "c-header"]
 Dialect = Literal["minijail0", "compiler"]
 OUTPUTS: Final = ("bpf", "oci", "c-header", "text")
 MAX_SIZE: Final = 16 << 20
+_C_ARRAY: Final = re.compile(rb"struct\s+sock_filter\s+\w+\s*\[(\d{0,5})\]\s*=\s*\{")
+_C_ROW: Final = re.compile(rb"\{\s*(\w+)\s*,\s*(\w+)\s*,\s*(\w+)\s*,\s*(\w+)\s*\}")
 
 
 def load(
@@ -59,6 +62,8 @@ def detect(data: bytes, name: str = "data") -> Format:
     """
     if b"\0" in data and len(data) % 8 == 0:
         return "bpf"
+    if b"\0" not in data and b"struct sock_filter" in data:
+        return "c-header"
     if b"\0" not in data and data.lstrip()[:1] != b"{" and minijail.is_policy(data):
         return "minijail"
     if data.lstrip()[:1] != b"{" or b"\0" in data:
@@ -84,9 +89,9 @@ def parse(
     if dialect not in ("minijail0", "compiler"):
         raise PolicyError(f"dialect={dialect!r}: must be 'minijail0' or 'compiler'")
     kind = "minijail" if dialect == "compiler" else detect(data, name)
-    if kind == "bpf":
+    if kind in ("bpf", "c-header"):
         try:
-            return Program.from_bytes(data)
+            return Program.from_bytes(data if kind == "bpf" else _from_c(data, name))
         except ProgramError as error:
             raise ProgramError(f"{name}: {error}", index=error.index) from None
     if kind == "minijail":
@@ -95,6 +100,23 @@ def parse(
     if kind == "firecracker":
         return firecracker.load(value, name, thread=thread, arch=arch)
     return oci.load(value, caps=caps, arch=arch, kernel=kernel, name=name)
+
+
+def _from_c(data: bytes, name: str) -> bytes:
+    """The instructions of a C array of numbers, as ``Program.to_c`` writes it."""
+    first, *rest = data.split(b"/*")
+    text = first + b" ".join(part.partition(b"*/")[2] for part in rest)
+    arrays = list(_C_ARRAY.finditer(text))
+    if len(arrays) != 1:
+        raise PolicyError(f"{name}: expected one array of struct sock_filter with its values, found {len(arrays)}")
+    size, body = arrays[0][1], text[arrays[0].end() :].partition(b";")[0].rstrip().removesuffix(b"}")
+    rows = _C_ROW.findall(body)
+    if _C_ROW.sub(b"", body).strip(b", \t\r\n") or (size and int(size) != len(rows)):
+        raise PolicyError(f"{name}: expected {size.decode() or 'only'} instructions {{ code, jt, jf, k }} in numbers, found {len(rows)}")
+    try:
+        return b"".join(struct.pack("=HBBI", *(int(word, 0) for word in row)) for row in rows)
+    except (ValueError, struct.error) as error:
+        raise PolicyError(f"{name}: an instruction is not four numbers that fit: {oci.shortened(str(error))}") from None
 
 
 def program(source: Policy | Program) -> Program:

@@ -56,6 +56,11 @@ def test_one_door_tells_formats_by_content(tmp_path):
         (b"hello", ps.ProgramError, "neither OCI JSON"),
         (b"\x06\0\0\0\0\0\xff", ps.ProgramError, "neither OCI JSON"),
         (b"\xff\0\0\0\0\0\0\0", ps.ProgramError, "instruction 0"),
+        (b"struct sock_filter f[2] = { { 0x6, 0, 0, 0 } };", ps.PolicyError, "expected 2 instructions .* found 1"),
+        (b"struct sock_filter f[] = { { 0x6, 0, 0, RET } };", ps.PolicyError, "not four numbers"),
+        (b"struct sock_filter f[] = { { 0x6, 0, 256, 0 } };", ps.PolicyError, "not four numbers"),
+        (b"struct sock_filter f[] = { BPF_STMT(6, 0) };", ps.PolicyError, "expected only instructions"),
+        (b"struct sock_filter *f;", ps.PolicyError, "expected one array"),
         (b'{"defaultAction"', ps.PolicyError, "line 1 column 17: not JSON"),
         (b'{"a":' * 100000, ps.PolicyError, "nested too deeply"),
         (b'{"defaultAction": ' + b"9" * 5000 + b"}", ps.PolicyError, "not a seccomp profile"),
@@ -146,6 +151,7 @@ def test_every_way_out(tmp_path):
     main.write_text('#include <stdio.h>\n#include "filter.h"\nint main(void) { return fwrite(filter, sizeof(filter), 1, stdout) != 1; }\n')
     subprocess.run(["cc", "-Wall", "-Werror", "-o", tmp_path / "main", main], check=True)
     assert subprocess.run([tmp_path / "main"], capture_output=True, check=True).stdout == bytes(program)
+    assert ps.load(header) == program
     raw = tmp_path / "raw"
     raw.write_bytes(bytes(program))
     refused = cli("compile", raw, "-o", tmp_path / "no", "--format", "oci")
