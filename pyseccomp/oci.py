@@ -454,6 +454,7 @@ def _add(reader: _Reader, policy: Policy, found: list[_Resolved], strict: bool) 
     whole = set().union(*(names for _, _, names, alternatives in found if alternatives == _ALWAYS))
     seen: set[str] = set()
     ignored: dict[str, None] = {}
+    mixed = _mixed(found)
     said: dict[tuple[str, frozenset[Condition]], tuple[str, Action]] = {}
     for path, action, names, alternatives in found:
         decided = (seen if alternatives == _ALWAYS else whole).intersection(names)
@@ -467,7 +468,7 @@ def _add(reader: _Reader, policy: Policy, found: list[_Resolved], strict: bool) 
                 continue
             try:
                 for conditions in alternatives:
-                    before = said.setdefault((name, frozenset(conditions)), (path, action)) if conditions else (path, action)
+                    before = said.setdefault((name, frozenset(conditions)), (path, action)) if name in mixed else (path, action)
                     if before[1] != action:
                         reader.fail(path, f"{name}: {action!r} under the very conditions under which {before[0]} says {before[1]!r}")
                     policy.add(action, name, *conditions)
@@ -477,6 +478,18 @@ def _add(reader: _Reader, policy: Policy, found: list[_Resolved], strict: bool) 
                         reader.fail(f"{path}.names", str(error))
                     ignored[name] = None
     policy.ignored = tuple(ignored)
+
+
+def _mixed(found: list[_Resolved]) -> set[str]:
+    """The calls to which comparisons give different actions."""
+    first: dict[str, Action] = {}
+    return {
+        name
+        for _, action, names, alternatives in found
+        if alternatives is not _ALWAYS
+        for name in names
+        if first.setdefault(name, action) != action
+    }
 
 
 def _known_elsewhere(name: str) -> bool:
