@@ -6,8 +6,10 @@ import argparse
 import contextlib
 import errno
 import json
+import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,8 +26,8 @@ _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 _HELD = (
     "A holder is a process that keeps the filter and the listener, and ends with its targets. If it dies, what was inactive stays "
-    "so, unless --deadline was given; gated calls, and notified ones without --on-death, fail with ENOSYS; what the kernel denies "
-    "stays denied."
+    "so, unless --deadline was given; notified calls without --on-death, and gated ones without either, fail with ENOSYS; what the "
+    "kernel denies stays denied."
 )
 
 
@@ -158,6 +160,9 @@ def _agent(options: argparse.Namespace) -> int:
                 held.run()
         finally:
             held.close()
+    if held.must_exit:
+        sys.stdout.flush()
+        os._exit(130 if signal.SIGINT in came else 0)
     if held.error is not None:
         raise held.error
     if signal.SIGINT in came:

@@ -85,6 +85,8 @@ class Holder:
         self._stopped = False
         self.error: Exception | None = None
         """What ended it, if it was a failure."""
+        self.must_exit = False
+        """True after close() if only the end of this process, without clean-up, makes its gates do what was promised for that."""
         self.tell: Callable[[int, str, str], object] | None = None
         """Called with (pid, state, why) at every change."""
         filter.on_state_change = self._on_state_change
@@ -138,6 +140,8 @@ class Holder:
                 for attachment in self.filter.attachments:
                     give_up(attachment)
                 self.filter.close()
+            elif any(one.mode == "gate" for one in self.filter.attachments):
+                self.must_exit = True
             else:
                 self.filter._leave_to_guardian()
         for connection in self._closers:

@@ -312,6 +312,15 @@ def test_a_command_that_is_interrupted_leaves_nothing_or_a_held_name() -> None:
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+def test_a_guarded_gate_is_active_when_its_holder_is_dead(by: int) -> None:
+    with victim(build_victim("idle")) as subject:
+        ok(cli("attach", subject.pid, *RULE, "--gate", "--inactive", "--deadline", "1h", "--name", "web"))
+        assert ask(subject)["probe"] == 0
+        dies(held()["pid"], by)
+        wait_until(lambda: ask(subject)["probe"] == DENIED, "the gate is active")
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
 def test_a_deadline_is_kept_when_the_holder_dies(by: int) -> None:
     with victim(build_victim("idle")) as subject:
         assert "has a deadline" in ok(cli("attach", subject.pid, *RULE, "--inactive", "--deadline", "1h", "--name", "web"))
