@@ -54,7 +54,8 @@ bool psc_event_alive(struct psc_inbox *inbox, const struct psc_event *event);
 /* For a gate, which receives from its listeners itself and hands on what is meant for
  * the user. reserve: a place for a listener that does not exist yet. bind: its number
  * (takes no lock). feed: queue one notification; -EAGAIN: 1024 are queued. unreserve:
- * no task is left, or it never came to be. */
+ * no task is left, or it never came to be. A place alone makes receivers wait for
+ * listeners that are still to come. */
 PSC_MUST_CHECK int psc_inbox_reserve(struct psc_inbox *inbox, struct psc_event *ret_route);
 void psc_inbox_bind(struct psc_inbox *inbox, struct psc_event *route, int fd);
 PSC_MUST_CHECK int psc_inbox_feed(struct psc_inbox *inbox, const struct psc_event *route, const union psc_notif *notif);

@@ -304,9 +304,9 @@ void psc_attach_result_destroy(struct psc_attach_result *result);
 /* ---------------------------------------------------------------- trigger
  *
  * Attach when a process executes another program: in force from the first
- * instruction of that. Until then nothing is changed; the process is seized by a
- * watcher, a process of its own that sleeps until a thread is born, a signal comes
- * or an execve succeeds. The watcher outlives us. If it is killed itself, and when
+ * instruction of that; or when it forks. Until then nothing is changed; the process is
+ * seized by a watcher, a process of its own that sleeps until a thread is born, a signal
+ * comes or an execve or fork succeeds. The watcher outlives us. If it is killed itself, and when
  * the filter cannot be put into the new program, the process is killed. */
 
 struct psc_trigger;
@@ -317,6 +317,18 @@ struct psc_trigger;
  * and *ret_result says why as in psc_attach(). */
 PSC_MUST_CHECK int psc_trigger_arm(const struct psc_attach_options *options, struct psc_trigger **ret_trigger,
 				   struct psc_attach_result *ret_result);
+
+/* Arm for forks: the children that the process makes from now on, by whichever of its
+ * threads and calls, get the filter before their first instruction. process_too: at the
+ * first of them the process itself gets it too, before that call returns there, and the
+ * trigger ends. A child that cannot be filtered is killed. Else as psc_trigger_arm(). */
+PSC_MUST_CHECK int psc_trigger_arm_fork(const struct psc_attach_options *options, bool process_too,
+					struct psc_trigger **ret_trigger, struct psc_attach_result *ret_result);
+
+/* Of psc_trigger_arm_fork(): wait for the next child, one thread at a time. 0: it is filtered, *ret_result as of
+ * psc_attach(), *ret_pidfd (reaped or not) is yours to close. 1: the trigger has ended, there is none. Else:
+ * it was killed (PSC_REFUSED_GONE: died by itself), *ret_result says why; *ret_pidfd is -1 if it is not known. */
+PSC_MUST_CHECK int psc_trigger_next(struct psc_trigger *trigger, struct psc_attach_result *ret_result, int *ret_pidfd);
 
 /* Let the process go untouched, unless it has executed by now. Does not wait. Any thread may call it. */
 void psc_trigger_disarm(struct psc_trigger *trigger);

@@ -1,4 +1,4 @@
-/* trigger.c - attach when a process executes another program.
+/* trigger.c - attach when a process executes another program, or forks.
  *
  *   manager          host (a thread)     watcher (a process, as the injector)
  *   arm -----------> clone ------------> seize all threads, resume them
@@ -14,6 +14,8 @@
  * but its own); should it be killed itself, PTRACE_O_EXITKILL kills the target; so
  * it ends only when nothing is traced any more. What cannot be filtered is killed.
  *
+ * What a watcher does about forks is in trigger_fork.c.
+ *
  * Without a pidfd the target is the next child of the thread that arms: this is
  * seized until it forks, and its child is traced from birth.
  *
@@ -21,7 +23,7 @@
  * area). No malloc, no errno in the watcher: the manager runs meanwhile.
  */
 #define _GNU_SOURCE
-#include "attach.h"
+#include "trigger.h"
 
 #include <fcntl.h>
 #include <linux/ptrace.h>
@@ -34,25 +36,13 @@
 #include <sys/wait.h>
 
 #define USUAL (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
-#define EVENT(status) ((status) >> 16)
+#define FORKS (PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK)
 #define FIRED 1
 
-struct psc_trigger {
-	struct psc_attach_options options;
-	struct psc_attach_result result;
-	struct psc_task_state leader;
-	struct psc_job job;
-	pid_t spawner;	/* the thread whose next child is meant; 0: the process is known */
-	int manager_fd; /* -1: it has died */
-	int wake, armed;
-	int outcome;
-	pthread_t host;
-};
-
-static void resume(pid_t tid, int status)
+void psc_trigger_resume(pid_t tid, int status)
 {
-	int signal = EVENT(status) == 0 ? WSTOPSIG(status) : 0;
-	bool group_stop = EVENT(status) == PTRACE_EVENT_STOP && WSTOPSIG(status) != SIGTRAP;
+	int signal = PSC_EVENT(status) == 0 ? WSTOPSIG(status) : 0;
+	bool group_stop = PSC_EVENT(status) == PTRACE_EVENT_STOP && WSTOPSIG(status) != SIGTRAP;
 
 	psc_sys(SYS_ptrace, group_stop ? PTRACE_LISTEN : PTRACE_CONT, tid, 0, signal);
 }
@@ -83,8 +73,7 @@ static void keep_only_own_fds(struct psc_trigger *trigger)
 	}
 }
 
-/* Wait for a stop or death of tid (-1: any). -ECANCELED: disarmed. */
-static int next_stop(struct psc_trigger *trigger, pid_t tid, pid_t *ret_tid, int *ret_status)
+int psc_trigger_next_stop(struct psc_trigger *trigger, pid_t tid, pid_t *ret_tid, int *ret_status)
 {
 	const uint64_t mask = ~(1ULL << (SIGCHLD - 1));
 
@@ -109,14 +98,14 @@ static int next_stop(struct psc_trigger *trigger, pid_t tid, pid_t *ret_tid, int
 
 /* --------------------------------------------------------------------- arm */
 
-static int open_tasks(struct psc_trigger *trigger)
+static int open_tasks(struct psc_job *job)
 {
-	struct psc_visit *visit = &trigger->job.visit;
+	struct psc_visit *visit = &job->visit;
 	char path[32];
 
 	snprintf(path, sizeof(path), "/proc/%d/task", visit->tgid);
 	visit->tasks = (int)psc_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return visit->tasks < 0 ? psc_job_refuse(&trigger->job, PSC_REFUSED_GONE, -ESRCH) : 0;
+	return visit->tasks < 0 ? psc_job_refuse(job, PSC_REFUSED_GONE, -ESRCH) : 0;
 }
 
 static void set_options(struct psc_visit *visit, unsigned long options)
@@ -129,8 +118,9 @@ static void set_options(struct psc_visit *visit, unsigned long options)
 
 static int seize_target(struct psc_trigger *trigger)
 {
+	static const unsigned long wanted[] = { [ON_FORK] = FORKS, [ON_FORK_ALL] = FORKS | PTRACE_O_TRACEVFORKDONE };
 	struct psc_visit *visit = &trigger->job.visit;
-	int r = open_tasks(trigger);
+	int r = open_tasks(&trigger->job);
 
 	if (r < 0)
 		return r;
@@ -145,7 +135,7 @@ static int seize_target(struct psc_trigger *trigger)
 		psc_visit_release(visit);
 		return psc_job_stop_failed(&trigger->job, r);
 	}
-	set_options(visit, PTRACE_O_EXITKILL);
+	set_options(visit, PTRACE_O_EXITKILL | wanted[trigger->event]);
 	psc_visit_resume(visit);
 	return 0;
 }
@@ -159,7 +149,7 @@ static int seize_spawner(struct psc_trigger *trigger)
 	return r < 0 ? psc_job_refuse(&trigger->job, PSC_REFUSED_PERMISSION, (int)r) : 0;
 }
 
-static bool is_thread_of(pid_t pid, pid_t tid)
+bool psc_trigger_is_thread(pid_t pid, pid_t tid)
 {
 	char path[48];
 
@@ -182,12 +172,12 @@ static int take_child(struct psc_trigger *trigger, pid_t pid)
 	visit->options = PTRACE_O_EXITKILL;
 	psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, pid, 0, USUAL | PTRACE_O_EXITKILL);
 	trigger->options.pidfd = (int)psc_sys(SYS_pidfd_open, pid, 0);
-	r = trigger->options.pidfd < 0 ? trigger->options.pidfd : open_tasks(trigger);
+	r = trigger->options.pidfd < 0 ? trigger->options.pidfd : open_tasks(&trigger->job);
 	if (r == 0)
 		r = psc_visit_add(visit, pid);
 	if (r < 0)
 		return r;
-	resume(pid, status);
+	psc_trigger_resume(pid, status);
 	return 0;
 }
 
@@ -200,18 +190,18 @@ static int follow_spawner(struct psc_trigger *trigger)
 		int status, event, r;
 		pid_t tid;
 
-		r = next_stop(trigger, spawner, &tid, &status);
+		r = psc_trigger_next_stop(trigger, spawner, &tid, &status);
 		if (r < 0)
 			return r;
 		if (!WIFSTOPPED(status))
 			return psc_job_refuse(&trigger->job, PSC_REFUSED_GONE, -ESRCH);
-		event = EVENT(status);
+		event = PSC_EVENT(status);
 		if (event != PTRACE_EVENT_FORK && event != PTRACE_EVENT_VFORK && event != PTRACE_EVENT_CLONE) {
-			resume(spawner, status);
+			psc_trigger_resume(spawner, status);
 			continue;
 		}
 		psc_sys(SYS_ptrace, PTRACE_GETEVENTMSG, spawner, 0, &born);
-		if (event == PTRACE_EVENT_CLONE && is_thread_of(trigger->job.manager, (pid_t)born)) {
+		if (event == PTRACE_EVENT_CLONE && psc_trigger_is_thread(trigger->job.manager, (pid_t)born)) {
 			if (psc_sys(SYS_wait4, born, &status, __WALL, 0) > 0 && WIFSTOPPED(status))
 				psc_sys(SYS_ptrace, PTRACE_DETACH, born, 0, 0);
 			psc_sys(SYS_ptrace, PTRACE_CONT, spawner, 0, 0);
@@ -231,16 +221,18 @@ static int welcome(struct psc_trigger *trigger, pid_t tid, int status)
 {
 	struct psc_visit *visit = &trigger->job.visit;
 
-	if (!is_thread_of(visit->tgid, tid)) {
+	if (!psc_trigger_is_thread(visit->tgid, tid)) {
 		psc_sys(SYS_ptrace, PTRACE_DETACH, tid, 0, 0);
 		return 0;
 	}
-	resume(tid, status);
+	psc_trigger_resume(tid, status);
 	return psc_visit_add(visit, tid);
 }
 
-static void forget(struct psc_visit *visit, struct psc_tracee *tracee)
+void psc_trigger_forget(struct psc_visit *visit, pid_t tid)
 {
+	struct psc_tracee *tracee = psc_visit_find(visit, tid);
+
 	if (tracee)
 		*tracee = visit->tracees[--visit->n];
 }
@@ -253,19 +245,19 @@ static int wait_for_exec(struct psc_trigger *trigger)
 		int status, r;
 		pid_t tid;
 
-		r = next_stop(trigger, -1, &tid, &status);
+		r = psc_trigger_next_stop(trigger, -1, &tid, &status);
 		if (r == -ESRCH)
 			return psc_job_refuse(&trigger->job, PSC_REFUSED_GONE, r);
 		if (r < 0)
 			return r;
 		if (!WIFSTOPPED(status))
-			forget(visit, psc_visit_find(visit, tid));
-		else if (EVENT(status) == PTRACE_EVENT_EXEC && tid == visit->tgid)
+			psc_trigger_forget(visit, tid);
+		else if (PSC_EVENT(status) == PTRACE_EVENT_EXEC && tid == visit->tgid)
 			return FIRED;
 		else if (!psc_visit_find(visit, tid))
 			r = welcome(trigger, tid, status);
 		else
-			resume(tid, status);
+			psc_trigger_resume(tid, status);
 		if (r < 0)
 			return r;
 	}
@@ -273,26 +265,25 @@ static int wait_for_exec(struct psc_trigger *trigger)
 
 /* -------------------------------------------------------------------- fire */
 
-static int read_leader(struct psc_trigger *trigger)
+static int read_leader(pid_t tgid, struct psc_task_state *ret_leader)
 {
 	char text[8192], path[32];
 	long fd, n;
 
-	snprintf(path, sizeof(path), "/proc/%d/status", trigger->job.visit.tgid);
+	snprintf(path, sizeof(path), "/proc/%d/status", tgid);
 	fd = psc_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return (int)fd;
 	n = psc_sys(SYS_read, fd, text, sizeof(text));
 	psc_sys(SYS_close, fd);
-	return n <= 0 ? -ESRCH : psc_query_parse_status(text, (size_t)n, &trigger->leader);
+	return n <= 0 ? -ESRCH : psc_query_parse_status(text, (size_t)n, ret_leader);
 }
 
 /* What attach.c finds out before the stop. */
-static void find_cave(struct psc_trigger *trigger)
+static void find_cave(struct psc_job *job)
 {
-	struct psc_job *job = &trigger->job;
 	uint64_t limit = psc_abi_of(&job->visit.tracees[0].regs)->wide ? UINT64_MAX : UINT32_MAX;
-	const struct psc_attach_options *options = &trigger->options;
+	const struct psc_attach_options *options = job->options;
 
 	if (psc_cave_find(job->visit.tgid, job->visit.mem, psc_job_room_wanted(job), limit, &job->cave) < 0 &&
 	    job->cave.size < PSC_SITE_SIZE)
@@ -302,35 +293,41 @@ static void find_cave(struct psc_trigger *trigger)
 	job->verdicts[true] = psc_verdicts_judge(options->insns, options->len, &psc_abi_x86_64, job->cave.address);
 }
 
-/* The new program's only thread is inside execve. */
-static int fire(struct psc_trigger *trigger)
+int psc_trigger_commit(struct psc_job *job, struct psc_task_state *ret_leader)
 {
-	struct psc_job *job = &trigger->job;
 	struct psc_visit *visit = &job->visit;
 	char path[32];
 	int r;
 
-	visit->n = 1;
-	visit->tracees[0] = (struct psc_tracee){ .tid = visit->tgid };
-	visit->since = psc_now_ns();
-	visit->deadline = visit->since + trigger->options.timeout_ns;
-	psc_sys(SYS_ptrace, PTRACE_INTERRUPT, visit->tgid, 0, 0);
-	psc_sys(SYS_ptrace, PTRACE_CONT, visit->tgid, 0, 0);
-	r = psc_visit_stop(visit);
-	if (r < 0)
-		return psc_job_stop_failed(job, r);
-	r = read_leader(trigger);
+	r = read_leader(visit->tgid, ret_leader);
 	if (r < 0)
 		return psc_job_refuse(job, PSC_REFUSED_GONE, r);
-	job->before.threads = &trigger->leader;
+	job->before.threads = ret_leader;
 	job->before.n_threads = 1;
 	job->manager = 0;
 	snprintf(path, sizeof(path), "/proc/%d/mem", visit->tgid);
 	visit->mem = (int)psc_sys(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC);
 	if (visit->mem < 0)
 		return psc_job_refuse(job, PSC_REFUSED_PERMISSION, visit->mem);
-	find_cave(trigger);
+	find_cave(job);
 	return psc_job_commit(job);
+}
+
+int psc_trigger_filter(struct psc_job *job, struct psc_task_state *ret_leader)
+{
+	struct psc_visit *visit = &job->visit;
+	int r;
+
+	visit->n = 1;
+	visit->tracees[0] = (struct psc_tracee){ .tid = visit->tgid };
+	visit->since = psc_now_ns();
+	visit->deadline = visit->since + job->options->timeout_ns;
+	psc_sys(SYS_ptrace, PTRACE_INTERRUPT, visit->tgid, 0, 0);
+	psc_sys(SYS_ptrace, PTRACE_CONT, visit->tgid, 0, 0);
+	r = psc_visit_stop(visit);
+	r = r < 0 ? psc_job_stop_failed(job, r) : psc_trigger_commit(job, ret_leader);
+	psc_visit_stop_timer(visit);
+	return r;
 }
 
 /* Nothing may be traced any more when the watcher ends. */
@@ -351,7 +348,7 @@ static int watch_to_the_end(struct psc_trigger *trigger)
 	if (r == 0)
 		r = wait_for_exec(trigger);
 	if (r == FIRED) {
-		r = fire(trigger);
+		r = psc_trigger_filter(&trigger->job, &trigger->leader);
 		trigger->result.stop_ns = psc_now_ns() - visit->since;
 	}
 	if (r == -ECANCELED && visit->tgid)
@@ -375,10 +372,8 @@ static int watcher(void *arg)
 	r = trigger->spawner ? seize_spawner(trigger) : seize_target(trigger);
 	trigger->outcome = r;
 	psc_sys(SYS_write, trigger->armed, &one, sizeof(one));
-	if (r == 0) {
-		r = watch_to_the_end(trigger);
-		trigger->outcome = r;
-	}
+	if (r == 0)
+		trigger->outcome = trigger->event == ON_EXEC ? watch_to_the_end(trigger) : psc_trigger_wait_for_forks(trigger);
 	return 0;
 }
 
@@ -393,11 +388,47 @@ static void *host(void *arg)
 	if (r < 0)
 		trigger->outcome = psc_job_refuse(&trigger->job, PSC_REFUSED_INJECTOR, r);
 	(void)!write(trigger->armed, &one, sizeof(one));
+	__atomic_store_n(&trigger->ended, true, __ATOMIC_RELEASE);
+	(void)!write(trigger->news, &one, sizeof(one));
 	return NULL;
+}
+
+/* What has been born since it was last asked for, the oldest first. */
+static struct psc_newborn *next_born(struct psc_trigger *trigger)
+{
+	struct psc_newborn *newborn;
+
+	if (!trigger->taken)
+		for (newborn = __atomic_exchange_n(&trigger->born, NULL, __ATOMIC_ACQUIRE); newborn;) {
+			struct psc_newborn *next = newborn->next;
+
+			newborn->next = trigger->taken;
+			trigger->taken = newborn;
+			newborn = next;
+		}
+	newborn = trigger->taken;
+	if (newborn)
+		trigger->taken = newborn->next;
+	return newborn;
+}
+
+static void drop(struct psc_newborn *newborn)
+{
+	psc_close_fd(&newborn->result.listener);
+	psc_close_fd(&newborn->pidfd);
+	if (newborn->result.threads)
+		munmap(newborn->result.threads, sizeof(*newborn->result.threads));
+	munmap(newborn, sizeof(*newborn));
 }
 
 static void destroy(struct psc_trigger *trigger)
 {
+	struct psc_newborn *newborn;
+
+	while ((newborn = next_born(trigger)))
+		drop(newborn);
+	psc_visit_destroy(&trigger->newborn.visit);
+	psc_close_fd(&trigger->news);
 	psc_visit_destroy(&trigger->job.visit);
 	psc_close_fd(&trigger->job.visit.mem);
 	psc_close_fd(&trigger->job.visit.tasks);
@@ -410,7 +441,7 @@ static void destroy(struct psc_trigger *trigger)
 	free(trigger);
 }
 
-static int make(const struct psc_attach_options *options, struct psc_trigger **ret_trigger)
+static int make(const struct psc_attach_options *options, int event, struct psc_trigger **ret_trigger)
 {
 	struct psc_trigger *trigger = calloc(1, sizeof(*trigger));
 	struct psc_job *job;
@@ -418,12 +449,14 @@ static int make(const struct psc_attach_options *options, struct psc_trigger **r
 	if (!trigger)
 		return -ENOMEM;
 	trigger->options = *options;
+	trigger->event = event;
 	trigger->options.pidfd = options->pidfd < 0 ? -1 : fcntl(options->pidfd, F_DUPFD_CLOEXEC, 3);
 	trigger->result.listener = -1;
 	trigger->spawner = options->pidfd < 0 ? (pid_t)psc_sys(SYS_gettid) : 0;
 	trigger->manager_fd = (int)psc_sys(SYS_pidfd_open, getpid(), 0);
 	trigger->wake = eventfd(0, EFD_CLOEXEC);
 	trigger->armed = eventfd(0, EFD_CLOEXEC);
+	trigger->news = eventfd(0, EFD_CLOEXEC);
 	job = &trigger->job;
 	job->visit = (struct psc_visit){ .mem = -1, .tasks = -1, .own_signals = true };
 	job->notifies = psc_program_notifies(options->insns, options->len);
@@ -437,7 +470,8 @@ static int make(const struct psc_attach_options *options, struct psc_trigger **r
 	trigger->options.insns = job->image->insns;
 	job->options = &trigger->options;
 	job->result = &trigger->result;
-	if (trigger->manager_fd < 0 || trigger->wake < 0 || trigger->armed < 0 || (job->notifies && job->reserve < 0) ||
+	if (trigger->manager_fd < 0 || trigger->wake < 0 || trigger->armed < 0 || trigger->news < 0 ||
+	    (job->notifies && job->reserve < 0) ||
 	    (options->pidfd >= 0 && trigger->options.pidfd < 0))
 		return -EMFILE;
 	return 0;
@@ -463,7 +497,7 @@ static int start(struct psc_trigger *trigger)
 	return r;
 }
 
-static int arm(const struct psc_attach_options *options, struct psc_trigger **ret_trigger,
+static int arm(const struct psc_attach_options *options, int event, struct psc_trigger **ret_trigger,
 	       struct psc_attach_result *ret_result)
 {
 	struct psc_trigger *trigger = NULL;
@@ -471,7 +505,7 @@ static int arm(const struct psc_attach_options *options, struct psc_trigger **re
 	int r;
 
 	*ret_result = (struct psc_attach_result){ .listener = -1, .refusal = PSC_REFUSED_INJECTOR };
-	r = make(options, &trigger);
+	r = make(options, event, &trigger);
 	if (r == 0 && !trigger->spawner) {
 		r = psc_query_process(0, options->pidfd, &state);
 		if (r < 0) {
@@ -493,8 +527,8 @@ static int arm(const struct psc_attach_options *options, struct psc_trigger **re
 	return r;
 }
 
-int psc_trigger_arm(const struct psc_attach_options *options, struct psc_trigger **ret_trigger,
-		    struct psc_attach_result *ret_result)
+static int try_to_arm(const struct psc_attach_options *options, int event, struct psc_trigger **ret_trigger,
+		      struct psc_attach_result *ret_result)
 {
 	uint64_t deadline = psc_now_ns() + options->timeout_ns;
 	int tries = 0, r;
@@ -503,10 +537,25 @@ int psc_trigger_arm(const struct psc_attach_options *options, struct psc_trigger
 	if (options->leader_only || options->in_thread || psc_program_check(options->insns, options->len, NULL) < 0)
 		return -EINVAL;
 	do
-		r = arm(options, ret_trigger, ret_result);
+		r = arm(options, event, ret_trigger, ret_result);
 	while (r < 0 && options->pidfd >= 0 && ++tries < PSC_MAX_TRIES && psc_now_ns() < deadline &&
 	       psc_attach_was_passing(options, ret_result, tries));
 	return r;
+}
+
+int psc_trigger_arm(const struct psc_attach_options *options, struct psc_trigger **ret_trigger,
+		    struct psc_attach_result *ret_result)
+{
+	return try_to_arm(options, ON_EXEC, ret_trigger, ret_result);
+}
+
+int psc_trigger_arm_fork(const struct psc_attach_options *options, bool process_too, struct psc_trigger **ret_trigger,
+			 struct psc_attach_result *ret_result)
+{
+	*ret_result = (struct psc_attach_result){ .listener = -1, .refusal = PSC_REFUSED_INJECTOR };
+	if (options->pidfd < 0)
+		return -EINVAL;
+	return try_to_arm(options, process_too ? ON_FORK_ALL : ON_FORK, ret_trigger, ret_result);
 }
 
 void psc_trigger_disarm(struct psc_trigger *trigger)
@@ -517,27 +566,55 @@ void psc_trigger_disarm(struct psc_trigger *trigger)
 }
 
 /* The list of threads moves to memory of the caller's kind. */
-static void take_threads(struct psc_trigger *trigger, struct psc_attach_result *result)
+static void take_threads(struct psc_attach_result *result, const struct psc_task_state *leader, int pidfd)
 {
 	struct psc_thread_outcome *mapped = result->threads;
+	size_t n = result->n_threads ? result->n_threads : 1;
 	struct psc_process_state after;
 
 	if (!mapped)
 		return;
-	result->threads = calloc(1, sizeof(*mapped));
-	if (result->threads && result->n_threads) {
-		result->threads[0] = mapped[0];
-		if (trigger->leader.filters >= 0)
-			result->threads[0].filters_before = trigger->leader.filters;
-		if (psc_query_process(0, trigger->options.pidfd, &after) == 0) {
-			for (size_t i = 0; i < after.n_threads; i++)
-				if (after.threads[i].tid == mapped[0].tid)
-					result->threads[0].filters_after = after.threads[i].filters;
-			psc_process_state_destroy(&after);
-		}
+	result->threads = calloc(n, sizeof(*mapped));
+	if (!result->threads)
+		result->n_threads = 0;
+	if (psc_query_process(0, pidfd, &after) < 0)
+		after = (struct psc_process_state){ 0 };
+	for (size_t i = 0; i < result->n_threads; i++) {
+		struct psc_thread_outcome *outcome = &result->threads[i];
+
+		*outcome = mapped[i];
+		if (outcome->tid == result->pid && leader->filters >= 0)
+			outcome->filters_before = leader->filters;
+		for (size_t k = 0; k < after.n_threads; k++)
+			if (after.threads[k].tid == outcome->tid)
+				outcome->filters_after = after.threads[k].filters;
 	}
-	result->n_threads = result->threads && result->n_threads ? 1 : 0;
-	munmap(mapped, sizeof(*mapped));
+	psc_process_state_destroy(&after);
+	munmap(mapped, n * sizeof(*mapped));
+}
+
+int psc_trigger_next(struct psc_trigger *trigger, struct psc_attach_result *ret_result, int *ret_pidfd)
+{
+	struct psc_newborn *newborn;
+	uint64_t count;
+	bool ended;
+	int r;
+
+	for (;;) {
+		ended = __atomic_load_n(&trigger->ended, __ATOMIC_ACQUIRE);
+		newborn = next_born(trigger);
+		if (newborn || ended)
+			break;
+		(void)!read(trigger->news, &count, sizeof(count));
+	}
+	*ret_result = newborn ? newborn->result : (struct psc_attach_result){ .listener = -1 };
+	*ret_pidfd = newborn ? psc_take_fd(newborn->pidfd) : -1;
+	if (!newborn)
+		return 1;
+	take_threads(ret_result, &newborn->leader, *ret_pidfd);
+	r = newborn->outcome;
+	munmap(newborn, sizeof(*newborn));
+	return r;
 }
 
 int psc_trigger_finish(struct psc_trigger *trigger, struct psc_attach_result *ret_result, int *ret_pidfd)
@@ -547,7 +624,7 @@ int psc_trigger_finish(struct psc_trigger *trigger, struct psc_attach_result *re
 	pthread_join(trigger->host, NULL);
 	r = trigger->outcome;
 	*ret_result = trigger->result;
-	take_threads(trigger, ret_result);
+	take_threads(ret_result, &trigger->leader, trigger->options.pidfd);
 	*ret_pidfd = psc_take_fd(trigger->options.pidfd);
 	destroy(trigger);
 	return r;

@@ -210,7 +210,8 @@ static void forget_exec_victim(struct psc_visit *visit, pid_t tid)
 }
 
 /* A thread was born: it is traced already. A process that clone() made with
- * another exit signal is none of our threads and goes free when it stops. */
+ * another exit signal is none of our threads and goes free when it stops, unless
+ * who visits watches forks. */
 static int adopt_newborn(struct psc_visit *visit, pid_t parent)
 {
 	unsigned long tid = 0;
@@ -223,6 +224,8 @@ static int adopt_newborn(struct psc_visit *visit, pid_t parent)
 	snprintf(name, sizeof(name), "%d", (int)tid);
 	if (!visit->only && psc_sys(SYS_faccessat, visit->tasks, name, F_OK) == 0)
 		return psc_visit_add(visit, (pid_t)tid);
+	if (visit->options & PTRACE_O_TRACEFORK)
+		return 0;
 	if (psc_visit_wait(visit, (pid_t)tid, &status) == 0 && WIFSTOPPED(status))
 		psc_sys(SYS_ptrace, PTRACE_DETACH, (pid_t)tid, 0, 0);
 	return 0;

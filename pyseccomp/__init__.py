@@ -69,6 +69,7 @@ from pyseccomp.filter import Filter as Filter, FilterState as FilterState
 
 # ---- triggers, processes
 from pyseccomp.popen import Popen as Popen, create_subprocess_exec as create_subprocess_exec
+from pyseccomp.triggers import ForkAttachment as ForkAttachment
 from pyseccomp.triggers import TriggeredAttachment as TriggeredAttachment
 
 # ---- errors

@@ -222,8 +222,11 @@ cdef class Trigger:
     cdef cpsc.psc_trigger *_trigger
     cdef readonly tuple refused
 
-    def __init__(self, int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_privs, uint64_t timeout_ns):
+    def __init__(
+        self, int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_privs, uint64_t timeout_ns, str event="exec"
+    ):
         cdef size_t n = 0
+        cdef bint forks = event != "exec", process_too = event == "fork-all"
         cdef cpsc.psc_attach_options options
         cdef cpsc.psc_attach_result result
         cdef int r
@@ -235,12 +238,24 @@ cdef class Trigger:
         options.no_new_privs = <cpsc.psc_no_new_privs>no_new_privs
         options.timeout_ns = timeout_ns
         with nogil:
-            r = cpsc.psc_trigger_arm(&options, &self._trigger, &result)
+            if forks:
+                r = cpsc.psc_trigger_arm_fork(&options, process_too, &self._trigger, &result)
+            else:
+                r = cpsc.psc_trigger_arm(&options, &self._trigger, &result)
         self.refused = _attach_result(r, &result) if r < 0 else None
 
     def disarm(self) -> None:
         if self._trigger != NULL:
             cpsc.psc_trigger_disarm(self._trigger)
+
+    def next(self) -> tuple | None:
+        cdef int pidfd
+        cdef cpsc.psc_attach_result result
+        cdef cpsc.psc_trigger *trigger = self._trigger
+        cdef int r
+        with nogil:
+            r = cpsc.psc_trigger_next(trigger, &result, &pidfd)
+        return None if r > 0 else (_attach_result(r, &result), pidfd)
 
     def finish(self) -> tuple:
         cdef int pidfd
@@ -1013,6 +1028,11 @@ cdef class Event:
         warnings.warn(message, ResourceWarning, source=self)
 
 
+cdef extern from "inbox.h" nogil:
+    int psc_inbox_reserve(cpsc.psc_inbox *inbox, cpsc.psc_event *ret_route)
+    void psc_inbox_unreserve(cpsc.psc_inbox *inbox, const cpsc.psc_event *route)
+
+
 cdef class Inbox:
     cdef cpsc.psc_inbox *inbox
     cdef Journal journal
@@ -1048,6 +1068,21 @@ cdef class Inbox:
             return False
         _check(r, f"remove listener {fd}")
         return True
+
+    def expect(self) -> tuple[int, int]:
+        cdef cpsc.psc_event route
+        cdef int r
+        with nogil:
+            r = psc_inbox_reserve(self.inbox, &route)
+        _check(r, "expect listeners")
+        return route.listener, route.key
+
+    def expect_no_more(self, tuple place) -> None:
+        cdef cpsc.psc_event route
+        memset(&route, 0, sizeof(route))
+        route.listener, route.key = place
+        with nogil:
+            psc_inbox_unreserve(self.inbox, &route)
 
     def keep_journal(self, Journal journal not None) -> None:
         cdef int r

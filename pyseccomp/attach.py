@@ -495,8 +495,8 @@ def check_options(
         "tree=True": tree,
         "cgroup=": cgroup is not None,
     }
-    if activate_on == "exec" and threads != "all":
-        raise ValueError("attach: activate_on='exec' is for the new program, which has one thread; leave threads='all'")
+    if activate_on in ("exec", "fork", "fork-all") and threads != "all":
+        raise ValueError(f"attach: activate_on={activate_on!r} is for new programs and processes, of one thread; leave threads='all'")
     for option, wanted in asked.items():
         if wanted:
             raise UnsupportedError(
@@ -603,11 +603,12 @@ def attach_raw(program: Program, log: bool, wait_killable: bool, attachment: Att
     )
 
 
-def arm(program: Program, log: bool, wait_killable: bool, pidfd: int, no_new_privs: bool | str, timeout: float) -> _core.Trigger:
+def arm(
+    program: Program, log: bool, wait_killable: bool, pidfd: int, no_new_privs: bool | str, timeout: float, event: str = "exec"
+) -> _core.Trigger:
     """Arm the core's trigger."""
-    return _core.Trigger(
-        pidfd, bytes(program), program_flags(log, wait_killable), NO_NEW_PRIVS[no_new_privs], int(timeout * 1e9)
-    )
+    flags = program_flags(log, wait_killable)
+    return _core.Trigger(pidfd, bytes(program), flags, NO_NEW_PRIVS[no_new_privs], int(timeout * 1e9), event)
 
 
 def installed(raw: Raw, attachment: Attachment) -> Installed:
@@ -627,6 +628,12 @@ def installed(raw: Raw, attachment: Attachment) -> Installed:
 
 def _known(count: int) -> int | None:
     return count if count >= 0 else None
+
+
+def may_suspend_filters() -> bool:
+    """True if this process may suspend the filters of a target."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
+    return bool(int(line.split()[1], 16) >> 21 & 1) and all(t.seccomp == "disabled" for t in query(os.getpid()).threads)
 
 
 # ----------------------------------------------------------------- explanations

@@ -133,6 +133,9 @@ cdef extern from "psc.h" nogil:
     struct psc_trigger:
         pass
     int psc_trigger_arm(const psc_attach_options *options, psc_trigger **ret_trigger, psc_attach_result *ret_result)
+    int psc_trigger_arm_fork(const psc_attach_options *options, bint process_too, psc_trigger **ret_trigger,
+                             psc_attach_result *ret_result)
+    int psc_trigger_next(psc_trigger *trigger, psc_attach_result *ret_result, int *ret_pidfd)
     void psc_trigger_disarm(psc_trigger *trigger)
     int psc_trigger_finish(psc_trigger *trigger, psc_attach_result *ret_result, int *ret_pidfd)
     # equivalence

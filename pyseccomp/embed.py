@@ -23,5 +23,5 @@ def get_guardian() -> str:
 
 
 def get_examples() -> str:
-    """Return the directory of a monitor in C (``monitor.c``) and one in Cython (``cymonitor.pyx``)."""
+    """Return the directory of a monitor in C (``monitor.c``), one in Cython (``cymonitor.pyx``), and ``thread.py``, in Python."""
     return str(_PACKAGE / "examples")

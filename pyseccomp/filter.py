@@ -40,7 +40,7 @@ from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.query import State, know_from
 from pyseccomp.responder import Answer, Callback, Responder
-from pyseccomp.triggers import Event, TriggeredAttachment, Watch, is_event
+from pyseccomp.triggers import TRIGGERS, Event, Watch, is_event
 
 _LOG = 1
 _WAIT_KILLABLE = 2
@@ -352,7 +352,9 @@ class Filter(Owned, Receiver):
         in the middle of it; notified calls then fail with ENOSYS.
 
         activate_on="exec": in force from the first instruction of the program that the process executes next (see
-        :class:`TriggeredAttachment`); the program may deny execve itself.
+        :class:`TriggeredAttachment`); the program may deny execve itself. "fork": in force in each child that the process makes
+        from now on, before its first instruction, and not in the process; "fork-all": in both, from the first fork on (see
+        :class:`ForkAttachment`).
 
         active=False binds without touching the process at all; :meth:`Attachment.activate` attaches.
 
@@ -396,7 +398,8 @@ class Filter(Owned, Receiver):
             if not is_event(activate_on):
                 raise UnsupportedError(
                     errno.EOPNOTSUPP,
-                    f"attach: activate_on={activate_on!r}: it is 'exec', a system call's name, seconds, an object with fileno(), "
+                    f"attach: activate_on={activate_on!r}: it is 'exec', 'fork', 'fork-all', a system call's name, seconds, "
+                    "an object with fileno(), "
                     "or a function",
                 )
             if not active:
@@ -434,9 +437,9 @@ class Filter(Owned, Receiver):
                 errno.EOPNOTSUPP, "attach: on_supervisor_death= with activate_on= is not in this release; attach at once"
             )
         self._check_open("attach")
-        if activate_on == "exec" and not active:
+        if activate_on in TRIGGERS and not active:
             raise ValueError("attach: activate_on= says when it becomes active; leave active=False out")
-        if mode == "gate" or activate_on not in (None, "exec"):
+        if mode == "gate" or activate_on not in (None, *TRIGGERS):
             if answer is not None and answer.kind == 0:
                 raise UnsupportedError(
                     errno.EOPNOTSUPP, "attach: nobody can reclaim a gate, so on_supervisor_death='hold' is not for it; use mode='inject'"
@@ -447,7 +450,7 @@ class Filter(Owned, Receiver):
         pid, fd = open_target(target, pidfd)
         if mode == "park" or (mode == "auto" and not active and pid == os.getpid()):
             return self._attach_parked(pid, fd, active, threads, no_new_privs, timeout)
-        kind = Attachment if activate_on is None else TriggeredAttachment
+        kind = Attachment if activate_on is None else TRIGGERS[activate_on]
         try:
             attachment = kind(self, pid, fd, threads, no_new_privs, timeout)
         except BaseException:

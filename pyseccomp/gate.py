@@ -25,7 +25,7 @@ NONE, INACTIVE, ACTIVE, PAUSED = range(4)  # enum psc_gate_state
 _COMPAT = {"x86_64": ("x86", "x32"), "aarch64": ("arm",)}
 _VDSO = ("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu")
 _FINAL = ("exit", "exit_group")
-_ELSEWHERE = ("exec", "fork")
+_ELSEWHERE = ("exec", "fork", "fork-all")
 
 
 def yama_scope() -> int:

@@ -51,7 +51,8 @@ class Installed:
         for path in (self.include, self.library, self.examples):
             assert Path(path).is_relative_to(self.site)
         for example in Path(self.examples).iterdir():
-            shutil.copy(example, self.work)
+            if example.is_file():
+                shutil.copy(example, self.work)
 
     def python(self, code: str) -> str:
         return run(sys.executable, "-c", code, cwd=self.work, **self.env).stdout
