@@ -68,7 +68,7 @@ def compile_policy(
     priority: int,
     low_words: bool,
     arches: Iterable[int],
-    rules: list[tuple[int, int, int, tuple[Term, ...]]],
+    rules: Sequence[tuple[int, int | tuple[int, ...], int, tuple[Term, ...]]],
     optimize: int,
     weights: list[tuple[int, int, float]],
     separate: bool = False,

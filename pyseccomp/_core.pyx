@@ -364,15 +364,23 @@ def syscall_kernel() -> tuple[str, str]:
 # ------------------------------------------------------------------ policies
 
 cdef int _add_rule(cpsc.psc_policy *policy, tuple rule, cpsc.psc_term *terms) except? -1:
-    """Convert (action, call, arch, terms) and add it; -errno. call is an index if arch is -1, else a number or ~index."""
+    """Convert (action, call, arch, terms) and add it; -errno. call is an index or several if arch is -1, else a number or ~index."""
     cdef uint32_t action = rule[0]
-    cdef int64_t call = rule[1]
+    cdef int64_t call
     cdef int arch = rule[2]
     cdef size_t count = len(rule[3])
+    cdef int r = 0
     if count > cpsc.PSC_MAX_TERMS:
         return -errno.E2BIG
     for i, (kind, arg, op, flags, a, b) in enumerate(rule[3]):
         terms[i] = cpsc.psc_term(kind, arg, op, flags, a, b)
+    if isinstance(rule[1], tuple):
+        for one in <tuple>rule[1]:
+            r = cpsc.psc_policy_add(policy, action, one, terms, count)
+            if r < 0:
+                break
+        return r
+    call = rule[1]
     if arch < 0:
         return cpsc.psc_policy_add(policy, action, <int>call, terms, count)
     if call < 0:
@@ -421,7 +429,7 @@ cdef bytes _compile(cpsc.psc_policy *policy, int optimize, list weights, list pa
 
 
 def compile_policy(
-    uint32_t default, uint32_t bad_arch, int priority, bint low_words, arches, list rules, int optimize, list weights,
+    uint32_t default, uint32_t bad_arch, int priority, bint low_words, arches, rules, int optimize, list weights,
     bint separate=False, list part=None, bint others=False
 ) -> bytes:
     cdef cpsc.psc_policy *policy = NULL

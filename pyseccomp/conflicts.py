@@ -12,10 +12,7 @@ from pyseccomp.program import Program
 from pyseccomp.stack import Call, calls_of
 
 if TYPE_CHECKING:
-    from pyseccomp.policy import Policy, Rule
-
-CoreRule = tuple[int, int, int, tuple[Term, ...]]
-
+    from pyseccomp.policy import CoreRule, Policy, Rule
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
@@ -69,7 +66,7 @@ def contradict(policy: Policy, call: int, index: int, conditions: tuple[Conditio
 
 def find(policy: Policy) -> tuple[Conflict, ...]:
     """Return everything odd about a policy's rules; see :meth:`Policy.conflicts`."""
-    rules, core = policy.rules, policy._core_rules
+    rules, core = policy.rules, policy._one_by_one()
     found = []
     live: dict[Call, list[int]] = {}
     for at, (_, call, index, terms) in enumerate(core):
@@ -79,16 +76,16 @@ def find(policy: Policy) -> tuple[Conflict, ...]:
         for number in calls_of(policy, core[at]):
             live.setdefault(number, []).append(at)
     pairs = {(a, b) for group in live.values() for i, b in enumerate(group) for a in group[:i]}
-    found += [c for a, b in sorted(pairs) if (c := _overlap(policy, rules, a, b)) is not None]
+    found += [c for a, b in sorted(pairs) if (c := _overlap(policy, rules, core, a, b)) is not None]
     for at in sorted({at for group in live.values() for at in group}):
         groups = {tuple(group) for group in live.values() if at in group}
-        if all(_changes_nothing(policy, group, at) for group in groups):
+        if all(_changes_nothing(policy, core, group, at) for group in groups):
             found.append(Conflict("shadowed", rules[at]))
     return tuple(found)
 
 
-def _overlap(policy: Policy, rules: tuple[Rule, ...], a: int, b: int) -> Conflict | None:
-    (action, call, index, terms), (other, _, _, more) = policy._core_rules[a], policy._core_rules[b]
+def _overlap(policy: Policy, rules: tuple[Rule, ...], core: list[CoreRule], a: int, b: int) -> Conflict | None:
+    (action, call, index, terms), (other, _, _, more) = core[a], core[b]
     if action == other:
         return None
     example = _seen(policy, call, index, terms + more)
@@ -98,9 +95,8 @@ def _overlap(policy: Policy, rules: tuple[Rule, ...], a: int, b: int) -> Conflic
     return Conflict("overlap", rules[b], rules[a], rules[a] if earlier else rules[b], example)
 
 
-def _changes_nothing(policy: Policy, group: tuple[int, ...], at: int) -> bool:
+def _changes_nothing(policy: Policy, core: list[CoreRule], group: tuple[int, ...], at: int) -> bool:
     if len(group) == 1:
         return False
-    core = policy._core_rules
     with_it, without = [core[i] for i in group], [core[i] for i in group if i != at]
     return difference(_program(policy, policy.default, with_it), _program(policy, policy.default, without)) is None

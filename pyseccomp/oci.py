@@ -18,10 +18,11 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import filterfalse
+from typing import Any, Final, NoReturn, cast
 
-from pyseccomp import actions
+from pyseccomp import actions, syscalls
 from pyseccomp.actions import Action, Arg, Condition, Op
 from pyseccomp.errors import PolicyError, UnknownSyscallError
 from pyseccomp.policy import Policy, Rule
@@ -29,6 +30,7 @@ from pyseccomp.syscalls import IDS, Arch, ArchLike
 
 MAX_SIZE: Final = 16 << 20
 _CHUNK: Final = 1 << 16
+_WORD: Final = (1 << 64) - 1
 _ACTIONS: Final = {
     "SCMP_ACT_KILL": actions.KILL_THREAD,
     "SCMP_ACT_KILL_THREAD": actions.KILL_THREAD,
@@ -40,11 +42,12 @@ _ACTIONS: Final = {
     "SCMP_ACT_LOG": actions.LOG,
     "SCMP_ACT_NOTIFY": actions.NOTIFY,
 }
-_WITHOUT_DATA: Final = {
-    **{action: action for action in _ACTIONS.values()},
-    actions.ERRNO(0): actions.ERRNO(errno.EPERM),
-    actions.TRACE(0): actions.TRACE(errno.EPERM),
+_PLAIN: Final = {
+    **_ACTIONS,
+    "SCMP_ACT_ERRNO": actions.ERRNO(errno.EPERM),
+    "SCMP_ACT_TRACE": actions.TRACE(errno.EPERM),
 }
+"""What an action means without a number."""
 _ACTION_NAMES: Final = {
     "KILL_THREAD": "SCMP_ACT_KILL_THREAD",
     "KILL_PROCESS": "SCMP_ACT_KILL_PROCESS",
@@ -67,7 +70,6 @@ _ARG_KEYS: Final = frozenset(("index", "value", "valueTwo", "op"))
 _WHEN_KEYS: Final = frozenset(("caps", "arches", "minKernel"))
 _EXTENSION_KEYS: Final = frozenset(("badArch", "badArchData", "lowWords"))
 _ALWAYS: Final[list[tuple[Condition, ...]]] = [()]
-_ONLY_STRINGS: Final = frozenset((str,))
 _ARCHES: Final = {f"SCMP_ARCH_{arch.name}": arch for arch in Arch}
 _ENGINE_NAMES: Final = {Arch.X86_64: "amd64", Arch.AARCH64: "arm64", Arch.MIPSEL: "mipsle", Arch.LOONGARCH64: "loong64"}
 _CONDITION_ARCHES: Final = {_ENGINE_NAMES.get(arch, arch.value) for arch in Arch}
@@ -95,6 +97,9 @@ def _hint(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
+_Strings = Sequence[str]
+
+
 class _Reader:
     """Take a profile apart; every error names the file and the place in it."""
 
@@ -102,6 +107,7 @@ class _Reader:
         self.source = source
         self.caps = caps
         self.arch = arch
+        self.here = _ENGINE_NAMES.get(arch, arch.value)
         self.release = _kernel(kernel) if kernel is not None else None
 
     def running(self) -> tuple[int, int]:
@@ -115,8 +121,6 @@ class _Reader:
 
     def keys(self, holder: Mapping[str, Any], path: str, known: frozenset[str]) -> None:
         """Refuse a key that is nearly a known one; engines pass over all they do not know, and so over a misspelt one."""
-        if known.issuperset(holder):
-            return
         for key in holder:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, 1, 0.75)
@@ -135,25 +139,29 @@ class _Reader:
         return value
 
     def strings(self, holder: Mapping[str, Any], path: str, key: str) -> list[str]:
-        if key not in holder:
-            return []
-        values = self.typed(holder, path, key, list, [])
-        if _ONLY_STRINGS.issuperset(map(type, values)):
-            return list(values)
-        for at, value in enumerate(values):
-            if not isinstance(value, str):
-                self.fail(f"{path}.{key}[{at}]", f"expected str, found {type(value).__name__}")
-        return list(values)
+        values = holder.get(key)
+        if type(values) is not list:
+            values = self.typed(holder, path, key, list, [])
+        try:
+            "".join(values)  # the quickest way to see that all are strings
+        except TypeError:
+            at, other = next((at, value) for at, value in enumerate(values) if not isinstance(value, str))
+            self.fail(f"{path}.{key}[{at}]", f"expected str, found {type(other).__name__}")
+        return cast("list[str]", values)
 
     def number(self, holder: Mapping[str, Any], path: str, key: str, limit: int, default: int | None = None) -> int | None:
-        value = self.typed(holder, path, key, int, default)
+        value = holder.get(key)
         if type(value) is int and 0 <= value <= limit:
             return value
+        value = self.typed(holder, path, key, int, default)
         if value is not None and not 0 <= value <= limit:
             self.fail(f"{path}.{key}", f"{value} is outside 0..{limit}")
         return None if value is None else int(value)
 
     def action(self, holder: Mapping[str, Any], path: str, key: str, data_key: str) -> Action:
+        name = holder.get(key)
+        if type(name) is str and name in _PLAIN and data_key not in holder and data_key.removesuffix("Ret") not in holder:
+            return _PLAIN[name]
         name = self.typed(holder, path, key, str)
         if name is None:
             self.fail(f"{path}.{key}", "is missing")
@@ -161,8 +169,6 @@ class _Reader:
             hint = _hint(name, _ACTIONS) or f" (known: {', '.join(_ACTIONS)})"
             self.fail(f"{path}.{key}", f"unknown action {name!r}{hint}")
         action = _ACTIONS[name]
-        if data_key not in holder and data_key.removesuffix("Ret") not in holder:
-            return _WITHOUT_DATA[action]
         data = self._errno(holder, path, data_key, 0xFFFF if action.name == "TRACE" else 4095)
         if action.name == "TRACE":
             return actions.TRACE(errno.EPERM if data is None else data)
@@ -215,44 +221,46 @@ class _Reader:
 
     def applies(self, rule: Mapping[str, Any], path: str) -> bool:
         """Whether includes and excludes let the rule stand for these capabilities, this architecture, this kernel."""
-        if "includes" not in rule and "excludes" not in rule:
-            return True
-        includes, excludes = self.typed(rule, path, "includes", dict), self.typed(rule, path, "excludes", dict)
-        here = _ENGINE_NAMES.get(self.arch, self.arch.value)
-        arches, caps, lowest = self._when(includes or {}, f"{path}.includes")
-        fits = (not arches or here in arches) and self.caps.issuperset(caps) and (lowest is None or self.running() >= lowest)
-        arches, caps, below = self._when(excludes or {}, f"{path}.excludes")
-        return fits and here not in arches and self.caps.isdisjoint(caps) and (below is None or self.running() < below)
+        fits = True
+        if rule.get("includes") is not None:
+            arches, caps, lowest = self._when(rule, path, "includes")
+            fits = (not arches or self.here in arches) and self.caps.issuperset(caps) and (lowest is None or self.running() >= lowest)
+        if rule.get("excludes") is not None:
+            arches, caps, below = self._when(rule, path, "excludes")
+            fits = fits and self.here not in arches and self.caps.isdisjoint(caps) and (below is None or self.running() < below)
+        return fits
 
-    def _when(self, holder: Mapping[str, Any], path: str) -> tuple[list[str], list[str], tuple[int, int] | None]:
+    def _when(self, rule: Mapping[str, Any], path: str, key: str) -> tuple[_Strings, _Strings, tuple[int, int] | None]:
         """The arches, caps and kernel that a rule includes or excludes."""
-        if not holder:
-            return [], [], None
-        self.keys(holder, path, _WHEN_KEYS)
-        arches = self._arches(self.strings(holder, path, "arches"), f"{path}.arches")
-        return arches, self._caps(self.strings(holder, path, "caps"), f"{path}.caps"), self._kernel(holder, path)
+        holder = rule[key]
+        path = f"{path}.{key}"
+        if not isinstance(holder, dict):
+            self.fail(path, f"expected dict, found {type(holder).__name__}")
+        if not _WHEN_KEYS.issuperset(holder):
+            self.keys(holder, path, _WHEN_KEYS)
+        arches: _Strings = self.strings(holder, path, "arches") if "arches" in holder else ()
+        if not _CONDITION_ARCHES.issuperset(arches):
+            self._refuse_arches(arches, f"{path}.arches")
+        caps: _Strings = self.strings(holder, path, "caps") if "caps" in holder else ()
+        if not _CAPS.issuperset(caps):
+            self._refuse_caps(caps, f"{path}.caps")
+        return arches, caps, self._kernel(holder, path) if "minKernel" in holder else None
 
-    def _arches(self, names: list[str], path: str) -> list[str]:
-        if _CONDITION_ARCHES.issuperset(names):
-            return names
+    def _refuse_arches(self, names: _Strings, path: str) -> None:
         for at, name in enumerate(names):
             if name not in _CONDITION_ARCHES:
                 known = _ENGINE_NAMES.get(_ARCHES.get(f"SCMP_ARCH_{name.upper()}", Arch.X86))
                 hint = f"; did you mean {known}?" if known else _hint(name, _CONDITION_ARCHES)
                 self.fail(f"{path}[{at}]", f"unknown architecture {name!r}{hint}")
-        return names
 
-    def _caps(self, names: list[str], path: str) -> list[str]:
-        if _CAPS.issuperset(names):
-            return names
+    def _refuse_caps(self, names: _Strings, path: str) -> None:
         for at, name in enumerate(names):
             if name not in _CAPS:
                 hint = _hint(name if name.startswith("CAP_") else f"CAP_{name.upper()}", _CAPS)
                 self.fail(f"{path}[{at}]", f"{name!r} is not the name of a capability{hint or ' (CAP_...)'}")
-        return names
 
     def _kernel(self, holder: Mapping[str, Any], path: str) -> tuple[int, int] | None:
-        text = self.typed(holder, path, "minKernel", str) if "minKernel" in holder else None
+        text = self.typed(holder, path, "minKernel", str)
         if not text:
             return None
         match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})(\.\d+)?", text)
@@ -262,37 +270,31 @@ class _Reader:
 
     def alternatives(self, rule: Mapping[str, Any], path: str) -> list[tuple[Condition, ...]]:
         """The rule's conditions: one conjunction, or one alternative per comparison where an argument occurs twice."""
-        entries = self.typed(rule, path, "args", list) if "args" in rule else None
+        entries = self.typed(rule, path, "args", list)
         if not entries:
             return _ALWAYS
-        found: list[Arg] = []
-        for at, entry in enumerate(entries):
-            where = f"{path}.args[{at}]"
-            if not isinstance(entry, dict):
-                self.fail(where, f"expected an object, found {type(entry).__name__}")
-            self.keys(entry, where, _ARG_KEYS)
-            found.append(self._compare(entry, where))
+        found = [self._compare(entry, f"{path}.args[{at}]") for at, entry in enumerate(entries)]
         if len({arg.index for arg in found}) < len(found):
             return [(arg,) for arg in found]
         return [tuple(found)]
 
-    def _compare(self, entry: Mapping[str, Any], path: str) -> Arg:
-        limit = (1 << 64) - 1
+    def _compare(self, entry: Any, path: str) -> Arg:
+        if not isinstance(entry, dict):
+            self.fail(path, f"expected an object, found {type(entry).__name__}")
+        if not _ARG_KEYS.issuperset(entry):
+            self.keys(entry, path, _ARG_KEYS)
         index = self.number(entry, path, "index", 5)
-        value = self.number(entry, path, "value", limit)
-        second = self.number(entry, path, "valueTwo", limit, 0) or 0
+        value = self.number(entry, path, "value", _WORD)
+        second = self.number(entry, path, "valueTwo", _WORD, 0) if "valueTwo" in entry else 0
         name = self.typed(entry, path, "op", str)
-        for key, given in (("index", index), ("value", value), ("op", name)):
-            if given is None:
-                self.fail(f"{path}.{key}", "is missing")
+        if index is None or value is None or name is None:
+            self.fail(f"{path}.{'index' if index is None else 'value' if value is None else 'op'}", "is missing")
         if name not in _OPS:
             hint = _hint(name, _OPS) or f" (known: {', '.join(_OPS)})"
             self.fail(f"{path}.op", f"unknown operator {name!r}{hint}")
-        assert index is not None and value is not None
+        op = _OPS[name]
         try:
-            if _OPS[name] is Op.MASKED_EQ:
-                return Arg(index, Op.MASKED_EQ, value, second)
-            return Arg(index, _OPS[name], value)
+            return Arg(index, op, value, second or 0) if op is Op.MASKED_EQ else Arg(index, op, value)
         except PolicyError as error:
             self.fail(path, str(error))
 
@@ -390,7 +392,8 @@ def load(
     reader = _Reader(name, frozenset(caps), Arch.of(arch), kernel)
     if not isinstance(profile, Mapping):
         reader.fail(place, f"expected a seccomp profile (an object), found {type(profile).__name__}")
-    reader.keys(profile, "$", _PROFILE_KEYS)
+    if not _PROFILE_KEYS.issuperset(profile):
+        reader.keys(profile, "$", _PROFILE_KEYS)
     default = reader.action(profile, "$", "defaultAction", "defaultErrnoRet")
     bad_arch, low_words = _extension(reader, profile)
     try:
@@ -417,7 +420,8 @@ def _extension(reader: _Reader, profile: Mapping[str, Any]) -> tuple[Action, boo
     more = reader.typed(profile, "$", _EXTENSION, dict)
     if more is None:
         return actions.KILL_THREAD, True
-    reader.keys(more, path, _EXTENSION_KEYS)
+    if not _EXTENSION_KEYS.issuperset(more):
+        reader.keys(more, path, _EXTENSION_KEYS)
     return reader.action(more, path, "badArch", "badArchData"), bool(reader.typed(more, path, "lowWords", bool, True))
 
 
@@ -430,72 +434,97 @@ def _check_kept(reader: _Reader, profile: Mapping[str, Any]) -> None:
         reader.fail("$.listenerMetadata", "is given without listenerPath")
 
 
-_Resolved = tuple[str, Action, list[str], list[tuple[Condition, ...]]]
+_Resolved = tuple[str, Action, Sequence[str], list[tuple[Condition, ...]]]
 """Where it stands, the action, the calls, the alternatives."""
 
 
 def _resolve(reader: _Reader, default: Action, rule: Mapping[str, Any], path: str) -> _Resolved | None:
     """The rule, or None if it does not apply here."""
-    reader.keys(rule, path, _RULE_KEYS)
-    names, single = reader.strings(rule, path, "names"), reader.typed(rule, path, "name", str) if "name" in rule else None
+    if not _RULE_KEYS.issuperset(rule):
+        reader.keys(rule, path, _RULE_KEYS)
+    names: Sequence[str] = reader.strings(rule, path, "names")
+    single = reader.typed(rule, path, "name", str) if "name" in rule else None
     if names and single:
         reader.fail(f"{path}.name", "both name and names are given; only one may be")
     if not names and not single:
         reader.fail(f"{path}.names", "is missing or empty")
     action = reader.action(rule, path, "action", "errnoRet")
-    alternatives = reader.alternatives(rule, path)
+    alternatives = reader.alternatives(rule, path) if "args" in rule else _ALWAYS
     if not reader.applies(rule, path) or action == default:
         return None
-    return path, action, names or [str(single)], alternatives
+    return path, action, names or (str(single),), alternatives
 
 
 def _add(reader: _Reader, policy: Policy, found: list[_Resolved], strict: bool) -> None:
     """Add the rules; of a call that has one without comparisons only the first such, as libseccomp keeps it."""
-    whole = set().union(*(names for _, _, names, alternatives in found if alternatives == _ALWAYS))
-    seen: set[str] = set()
+    whole: set[int] = set()
     ignored: dict[str, None] = {}
-    mixed = _mixed(found)
-    said: dict[tuple[str, frozenset[Condition]], tuple[str, Action]] = {}
-    for path, action, names, alternatives in found:
-        decided = (seen if alternatives == _ALWAYS else whole).intersection(names)
-        deciding = [name for name in names if name not in decided] if decided else names
-        if alternatives == _ALWAYS:
-            seen.update(names)
-            deciding = policy._add_names(action, deciding)
-        for name in deciding:
-            if not strict and name not in IDS and not name.startswith("@"):
-                ignored[name] = None
-                continue
-            try:
-                for conditions in alternatives:
-                    before = said.setdefault((name, frozenset(conditions)), (path, action)) if name in mixed else (path, action)
-                    if before[1] != action:
-                        reader.fail(path, f"{name}: {action!r} under the very conditions under which {before[0]} says {before[1]!r}")
-                    policy.add(action, name, *conditions)
-            except UnknownSyscallError as error:
-                if not _known_elsewhere(name):
-                    if strict:
-                        reader.fail(f"{path}.names", str(error))
-                    ignored[name] = None
+    known: list[tuple[_Resolved, list[int]]] = []
+    for rule in found:
+        calls = _known(reader, policy, rule, strict, ignored)
+        if rule[3] is _ALWAYS:
+            if not whole.isdisjoint(calls):
+                calls = [call for call in calls if call not in whole]
+            whole.update(calls)
+        known.append((rule, calls))
+    mixed = _mixed(known)
+    said: dict[tuple[int, frozenset[Condition]], tuple[str, Action]] = {}
+    for rule, calls in known:
+        _, action, _, alternatives = rule
+        if alternatives is not _ALWAYS:
+            calls = [call for call in calls if call not in whole]
+            _refuse_two_answers(reader, rule, mixed.intersection(calls), said)
+        if calls:
+            for conditions in alternatives:
+                policy._add_known(action, tuple(calls), conditions)
     policy.ignored = tuple(ignored)
 
 
-def _mixed(found: list[_Resolved]) -> set[str]:
+def _known(reader: _Reader, policy: Policy, rule: _Resolved, strict: bool, ignored: dict[str, None]) -> list[int]:
+    """The calls of a rule that the policy's architectures have; the names of no call go to ignored."""
+    path, _, names, _ = rule
+    here = syscalls.ids_of(policy.arches, policy.multiplexed == "closed")
+    found = [call for call in map(here.get, names) if call is not None]
+    for name in filterfalse(here.__contains__, names) if len(found) < len(names) else ():
+        if name in IDS:
+            continue
+        try:
+            if name.startswith("@"):
+                found += map(here.__getitem__, policy._group(name, None))
+            elif strict:
+                syscalls.syscall_index(name)  # raises, and tells the nearest names
+            else:
+                ignored[name] = None
+        except UnknownSyscallError as error:
+            if strict:
+                reader.fail(f"{path}.names", str(error))
+            ignored[name] = None
+    return found
+
+
+def _mixed(known: list[tuple[_Resolved, list[int]]]) -> set[int]:
     """The calls to which comparisons give different actions."""
-    first: dict[str, Action] = {}
+    first: dict[int, Action] = {}
     return {
-        name
-        for _, action, names, alternatives in found
+        call
+        for (_, action, _, alternatives), calls in known
         if alternatives is not _ALWAYS
-        for name in names
-        if first.setdefault(name, action) != action
+        for call in calls
+        if first.setdefault(call, action) != action
     }
 
 
-def _known_elsewhere(name: str) -> bool:
-    from pyseccomp import _core
-
-    return _core.syscall_id(name) >= 0
+def _refuse_two_answers(
+    reader: _Reader, rule: _Resolved, calls: set[int], said: dict[tuple[int, frozenset[Condition]], tuple[str, Action]]
+) -> None:
+    """Note what a rule answers, and under which conditions; fail if another rule answered them differently."""
+    path, action, _, alternatives = rule
+    for call in sorted(calls):
+        for conditions in alternatives:
+            before, answer = said.setdefault((call, frozenset(conditions)), (path, action))
+            if answer != action:
+                name = syscalls.name_of(call)
+                reader.fail(path, f"{name}: {action!r} under the very conditions under which {before} says {answer!r}")
 
 
 def _action_fields(action: Action, key: str, data_key: str) -> dict[str, Any]:

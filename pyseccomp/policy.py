@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pyseccomp import _core, syscalls
@@ -17,6 +16,10 @@ from pyseccomp.syscalls import Arch, ArchLike
 if TYPE_CHECKING:
     from pyseccomp.conflicts import Conflict
 
+CoreRule = tuple[int, int, int, tuple[Term, ...]]
+"""Action, call (an index, a number or the complement of an index), architecture or -1, terms."""
+CoreRules = tuple[int, int | tuple[int, ...], int, tuple[Term, ...]]
+"""The same, or with several indexes for as many rules."""
 Optimize = Literal["size", "depth", "profile"]
 Priority = Literal["restrictive", "first"]
 Multiplexed = Literal["closed", "separate"]
@@ -98,19 +101,31 @@ class Policy:
         self.ignored: tuple[str, ...] = ()
         self.profile: Profile | None = None
         self.oci: dict[str, Any] = {}
-        self._rules: list[tuple[Action, str | int, tuple[Condition, ...], Arch | None]] = []
+        self._rules: list[tuple[Action, str | int | tuple[int, ...], tuple[Condition, ...], Arch | None]] = []
         self._checked_last = self.default
-        self._core_rules: list[tuple[int, int, int, tuple[Term, ...]]] = []
+        self._core_rules: list[CoreRules] = []
         self._known = syscalls.indexes_of(self.arches, multiplexed == "closed")
 
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules in the order they were added."""
-        return tuple(Rule(*rule) for rule in self._rules)
+        return tuple(
+            Rule(action, call, conditions, arch)
+            for action, calls, conditions, arch in self._rules
+            for call in (map(syscalls.name_of, calls) if isinstance(calls, tuple) else (calls,))
+        )
+
+    def _one_by_one(self) -> list[CoreRule]:
+        """What the core is given, each call by itself; in the order of ``rules``."""
+        return [
+            (action, call, arch, terms)
+            for action, calls, arch, terms in self._core_rules
+            for call in (calls if isinstance(calls, tuple) else (calls,))
+        ]
 
     def __repr__(self) -> str:
         arches = ", ".join(a.value for a in self.arches)
-        return f"<Policy: {len(self._rules)} rules, default {self.default!r}, for {arches}>"
+        return f"<Policy: {len(self._one_by_one())} rules, default {self.default!r}, for {arches}>"
 
     def add(self, action: int, syscall: str | int, *conditions: Condition, arch: ArchLike = None) -> None:
         """Add a rule; all its conditions must hold.
@@ -154,13 +169,10 @@ class Policy:
         self._rules.append((action, syscall, conditions, place))
         self._core_rules.append(core)
 
-    def _add_names(self, action: Action, names: list[str]) -> list[str]:
-        """Add rules without conditions and with an action that was checked; return the names that are no calls here."""
-        known = syscalls.names_of(self.arches, self.multiplexed == "closed")
-        found = names if known.issuperset(names) else [name for name in names if name in known]
-        self._rules.extend(zip(repeat(action), found, repeat(()), repeat(None)))
-        self._core_rules.extend(zip(repeat(int(action)), map(syscalls.IDS.__getitem__, found), repeat(-1), repeat(())))
-        return [] if found is names else [name for name in names if name not in known]
+    def _add_known(self, action: Action, calls: tuple[int, ...], conditions: tuple[Condition, ...] = ()) -> None:
+        """Add a rule for each of these indexes; all is checked: the action, that the policy has the calls, the conditions."""
+        self._rules.append((action, calls, conditions, None))
+        self._core_rules.append((int(action), calls, -1, tuple([term for condition in conditions for term in condition.terms])))
 
     def _contradict(self, call: int, index: int, conditions: tuple[Condition, ...]) -> bool:
         from pyseccomp import conflicts

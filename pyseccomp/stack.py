@@ -61,7 +61,7 @@ def _name(call: Call) -> str:
 def say_what_costs(policy: Policy, error: PolicyTooLargeError) -> PolicyTooLargeError:
     """Return the error with the calls that need most instructions, each with how many it needs by itself."""
     terms: dict[Call, int] = {}
-    for rule in policy._core_rules:
+    for rule in policy._one_by_one():
         for call in calls_of(policy, rule):
             terms[call] = terms.get(call, 0) + len(rule[3]) + 1
     costs: dict[Call, int] = {}
@@ -108,7 +108,7 @@ def split(policy: Policy) -> tuple[Program, ...]:
     loaders = {(a.token, syscalls.resolve(name, a)) for a in policy.arches for name in _LOADERS}
     kept: set[Call] = set(loaders)
     movable: set[Call] = set()
-    for rule in policy._core_rules:
+    for rule in policy._one_by_one():
         notifies = rule[0] & 0xFFFF0000 == 0x7FC00000
         (kept if notifies else movable).update(calls_of(policy, rule))
     movable -= kept

@@ -201,9 +201,14 @@ def indexes_of(arches: tuple[Arch, ...], multiplexed: bool = False) -> frozenset
 
 
 @functools.lru_cache(256)
-def names_of(arches: tuple[Arch, ...], multiplexed: bool = False) -> frozenset[str]:
-    """Return the names of the calls of :func:`indexes_of`."""
-    return frozenset(_NAMES[i] for i in indexes_of(arches, multiplexed))
+def ids_of(arches: tuple[Arch, ...], multiplexed: bool = False) -> dict[str, int]:
+    """Return the calls of :func:`indexes_of`, by name."""
+    return {_NAMES[i]: i for i in indexes_of(arches, multiplexed)}
+
+
+def name_of(index: int) -> str:
+    """Return the name that has this index in all tables."""
+    return _NAMES[index]
 
 
 def multiplexed(name: str, arch: ArchLike = None) -> tuple[int, int, int] | None:
