@@ -105,17 +105,12 @@ static int injector(void *arg)
 {
 	struct psc_job *job = arg;
 
-	psc_sys(SYS_setsid);
-	if (job->before.n_threads == 1)
+	if (job->visit.own_signals)
+		psc_sys(SYS_setsid);
+	if (job->visit.own_signals && job->before.n_threads == 1)
 		go_to(job->visit.tgid);
 	inject(job);
 	return 0;
-}
-
-static void *injector_thread(void *arg)
-{
-	inject(arg);
-	return NULL;
 }
 
 int psc_injector_run(int (*work)(void *), void *arg)
@@ -140,10 +135,23 @@ int psc_injector_run(int (*work)(void *), void *arg)
 	return status;
 }
 
-static int run_thread(struct psc_job *job)
+struct errand {
+	int (*work)(void *);
+	void *arg;
+};
+
+static void *in_thread(void *arg)
+{
+	const struct errand *errand = arg;
+
+	errand->work(errand->arg);
+	return NULL;
+}
+
+static int run_thread(struct errand *errand)
 {
 	pthread_t thread;
-	int r = pthread_create(&thread, NULL, injector_thread, job);
+	int r = pthread_create(&thread, NULL, in_thread, errand);
 
 	if (r == 0)
 		r = pthread_join(thread, NULL);
@@ -152,16 +160,25 @@ static int run_thread(struct psc_job *job)
 
 /* All signals wait: the injector inherits the mask, and a handler must not run
  * on memory that it shares with us. */
-static int run_injector(struct psc_job *job)
+int psc_injector_do(bool as_thread, int (*work)(void *), void *arg)
 {
+	struct errand errand = { work, arg };
 	sigset_t all, old;
 	int r;
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	job->outcome = -EINTR;
-	r = job->visit.own_signals ? psc_injector_run(injector, job) : run_thread(job);
+	r = as_thread ? run_thread(&errand) : psc_injector_run(work, arg);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return r;
+}
+
+static int run_injector(struct psc_job *job)
+{
+	int r;
+
+	job->outcome = -EINTR;
+	r = psc_injector_do(!job->visit.own_signals, injector, job);
 	if (r < 0)
 		return psc_job_refuse(job, PSC_REFUSED_INJECTOR, r);
 	return job->outcome;

@@ -35,6 +35,7 @@ struct psc_job {
 	struct psc_verdicts verdicts[2]; /* of the program alone: by abi->wide */
 	bool notifies;
 	int reserve;		     /* an fd kept free for the listener */
+	uint64_t map;		     /* where the target has room for the program, made by psc_job_check() */
 	pid_t manager;		     /* without it nothing is committed; 0: come what may */
 	int outcome;		     /* 0 or -errno, with result->refusal */
 };
@@ -53,6 +54,21 @@ struct psc_verdicts psc_verdicts_judge(const struct sock_filter *insns, size_t l
 /* Room that is asked of a cave: for the program too, if a page has room for it. */
 size_t psc_job_room_wanted(const struct psc_job *job);
 
+/* What psc_attach() finds out before the stop, of a process that stands already: its
+ * thread tid as *ret_task, which job->before then shows; its memory, a cave, the verdicts. */
+PSC_MUST_CHECK int psc_job_look(struct psc_job *job, pid_t tid, struct psc_task_state *ret_task);
+
+/* Of stopped threads, after psc_job_look(): find out whether psc_job_commit() will succeed,
+ * and take what it needs. Who carries filters, or is short of descriptors, is asked by a
+ * trial, see psc_tracee_try(). Nothing is changed but memory that psc_job_give_up()
+ * gives back. Errors as psc_job_commit(). */
+PSC_MUST_CHECK int psc_job_check(struct psc_job *job);
+void psc_job_give_up(struct psc_job *job);
+
+/* Which thread makes the call: the leader, whose fd table a pidfd reaches on every
+ * kernel; any other if that one has exited. NULL: none is left. */
+struct psc_tracee *psc_job_choose(struct psc_job *job);
+
 /* Filter the stopped threads of job->visit: all or, unless it says
  * PSC_REFUSED_PARTIAL, none. They stand as they stood then, to be released.
  * 0 or -errno, with job->result->refusal. */
@@ -67,5 +83,8 @@ int psc_job_stop_failed(struct psc_job *job, int error);
 /* Run work(arg) in a process that shares our memory and files, and wait for its
  * end. Call it with all signals blocked. -EINTR: it was killed. */
 PSC_MUST_CHECK int psc_injector_run(int (*work)(void *), void *arg);
+
+/* The same with signals blocked meanwhile; in_thread: in a thread of ours. */
+PSC_MUST_CHECK int psc_injector_do(bool in_thread, int (*work)(void *), void *arg);
 
 #endif

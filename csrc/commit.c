@@ -12,6 +12,7 @@
 #include <linux/ptrace.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #ifndef PIDFD_THREAD
 #define PIDFD_THREAD O_EXCL /* Linux 6.9 */
@@ -70,24 +71,45 @@ struct commit {
 	struct psc_site site;
 };
 
+static int read_status(int dir, const char *path, struct psc_task_state *ret_task, bool *ret_tight)
+{
+	char text[8192], *fds;
+	long fd = psc_sys(SYS_openat, dir, path, O_RDONLY | O_CLOEXEC), n;
+	struct rlimit limit = { 0 };
+	int r;
+
+	if (fd < 0)
+		return (int)fd;
+	n = psc_sys(SYS_read, fd, text, sizeof(text) - 1);
+	psc_sys(SYS_close, fd);
+	if (n <= 0)
+		return -ESRCH;
+	text[n] = '\0';
+	r = psc_query_parse_status(text, (size_t)n, ret_task);
+	if (r < 0 || !ret_tight)
+		return r;
+	fds = strstr(text, "\nFDSize:");
+	r = (int)psc_sys(SYS_prlimit64, ret_task->pid, RLIMIT_NOFILE, 0, &limit);
+	*ret_tight = !fds || r < 0 || strtoul(fds + 8, NULL, 10) >= limit.rlim_cur;
+	return 0;
+}
+
+static int carried(const struct psc_task_state *task)
+{
+	return task->seccomp == SECCOMP_MODE_DISABLED ? 0 : task->filters > 0 ? task->filters : 1;
+}
+
 static int number_of_filters(struct psc_job *job, pid_t tid, int *ret_filters)
 {
 	struct psc_task_state task;
-	char text[8192], path[32];
-	long fd, n;
+	char path[32];
 	int r;
 
 	snprintf(path, sizeof(path), "%d/status", tid);
-	fd = psc_sys(SYS_openat, job->visit.tasks, path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return (int)fd;
-	n = psc_sys(SYS_read, fd, text, sizeof(text));
-	psc_sys(SYS_close, fd);
-	r = n <= 0 ? -ESRCH : psc_query_parse_status(text, (size_t)n, &task);
-	if (r < 0)
-		return r;
-	*ret_filters = task.seccomp == SECCOMP_MODE_DISABLED ? 0 : task.filters > 0 ? task.filters : 1;
-	return 0;
+	r = read_status(job->visit.tasks, path, &task, NULL);
+	if (r == 0)
+		*ret_filters = carried(&task);
+	return r;
 }
 
 /* Earlier filters, suspended for us, answer again when the injector is killed:
@@ -205,6 +227,10 @@ static int place_program(struct commit *commit, uint64_t *ret_address)
 	long map;
 	int r;
 
+	if (commit->map) {
+		*ret_address = commit->map;
+		return 0;
+	}
 	if (job->cave.size >= PSC_SITE_SIZE + job->image_size) {
 		*ret_address = job->cave.address + PSC_SITE_SIZE;
 		return 0;
@@ -306,6 +332,7 @@ static void unmap_program(struct commit *commit, bool committed)
 
 	if (!commit->map)
 		return;
+	job->map = 0;
 	if (commit->suspended || !committed || job->verdicts[commit->abi->wide].unmap)
 		if (psc_tracee_call(&job->visit, commit->tracee, &commit->site, -1, commit->abi->munmap, args, &result) < 0)
 			return;
@@ -367,30 +394,43 @@ static int load_and_fetch(struct commit *commit, uint32_t flags, int *ret_listen
 	return r;
 }
 
+/* From a stopped thread to one that can be made to call. */
+static int enter(struct commit *commit)
+{
+	int r;
+
+	commit->verdicts = commit->job->verdicts[commit->abi->wide];
+	commit->map = commit->job->map;
+	psc_tracee_abort_rseq(&commit->job->visit, commit->tracee);
+	r = suspend_filters(commit);
+	if (r == 0)
+		r = check_listener(commit);
+	if (r == 0)
+		r = find_room(commit);
+	return r < 0 ? r : psc_tracee_block_signals(commit->tracee);
+}
+
+/* And back. r: what became of the calls. */
+static int leave(struct commit *commit, int r)
+{
+	int restored;
+
+	if (r == -ETIMEDOUT) /* it still runs our code, and will finish by itself */
+		return r;
+	restored = psc_tracee_restore(&commit->job->visit, commit->tracee);
+	wipe_cave(commit);
+	return r < 0 ? r : restored;
+}
+
 /* Everything for one thread: afterwards it stands as it stood. */
 static int apply(struct psc_job *job, struct psc_tracee *tracee, uint32_t flags, int *ret_listener)
 {
 	struct commit commit = { .job = job, .tracee = tracee, .abi = psc_abi_of(&tracee->regs) };
-	int r, restored;
+	int r;
 
-	commit.verdicts = job->verdicts[commit.abi->wide];
 	job->result->audit_arch = commit.abi->audit_arch;
-	psc_tracee_abort_rseq(&job->visit, tracee);
-	r = suspend_filters(&commit);
-	if (r == 0)
-		r = check_listener(&commit);
-	if (r == 0)
-		r = find_room(&commit);
-	if (r == 0)
-		r = psc_tracee_block_signals(tracee);
-	if (r < 0)
-		return r;
-	r = load_and_fetch(&commit, flags, ret_listener);
-	if (r == -ETIMEDOUT) /* it still runs our code, and will finish by itself */
-		return r;
-	restored = psc_tracee_restore(&job->visit, tracee);
-	wipe_cave(&commit);
-	return r < 0 ? r : restored;
+	r = enter(&commit);
+	return r < 0 ? r : leave(&commit, load_and_fetch(&commit, flags, ret_listener));
 }
 
 static uint32_t seccomp_flags(const struct psc_job *job, bool all_threads)
@@ -423,15 +463,13 @@ static int apply_one_by_one(struct psc_job *job)
 			result->tid = tracee->tid;
 			return done ? psc_job_refuse(job, PSC_REFUSED_PARTIAL, r) : r;
 		}
-		result->threads[done++] = (struct psc_thread_outcome){ tracee->tid, -1, -1, listener };
+		result->threads[done++] = (struct psc_thread_outcome){ tracee->tid, tracee->filters, -1, listener };
 		result->n_threads = done;
 	}
 	return done ? 0 : psc_job_refuse(job, PSC_REFUSED_GONE, -ESRCH);
 }
 
-/* Which thread makes the call: the leader, whose fd table a pidfd reaches on
- * every kernel; any other if that one has exited. */
-static struct psc_tracee *choose(struct psc_job *job)
+struct psc_tracee *psc_job_choose(struct psc_job *job)
 {
 	struct psc_tracee *leader = psc_visit_find(&job->visit, job->visit.tgid);
 
@@ -457,7 +495,7 @@ static int make_outcomes(struct psc_job *job)
 int psc_job_commit(struct psc_job *job)
 {
 	struct psc_attach_result *result = job->result;
-	struct psc_tracee *tracee = choose(job);
+	struct psc_tracee *tracee = psc_job_choose(job);
 	int r;
 
 	if (!tracee)
@@ -473,6 +511,140 @@ int psc_job_commit(struct psc_job *job)
 	for (size_t i = 0; i < job->visit.n; i++)
 		if (job->visit.tracees[i].state == PSC_TRACEE_STOPPED)
 			result->threads[result->n_threads++] =
-				(struct psc_thread_outcome){ job->visit.tracees[i].tid, -1, -1, -1 };
+				(struct psc_thread_outcome){ job->visit.tracees[i].tid, job->visit.tracees[i].filters, -1, -1 };
 	return r;
+}
+
+/* ------------------------------------------------------------ beforehand */
+
+int psc_job_look(struct psc_job *job, pid_t tid, struct psc_task_state *ret_task)
+{
+	const struct psc_attach_options *options = job->options;
+	uint64_t limit = psc_abi_of(&job->visit.tracees[0].regs)->wide ? UINT64_MAX : UINT32_MAX;
+	char path[32];
+	int r;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", tid);
+	r = read_status(AT_FDCWD, path, ret_task, NULL);
+	if (r < 0)
+		return psc_job_refuse(job, PSC_REFUSED_GONE, r);
+	job->before.threads = ret_task;
+	job->before.n_threads = 1;
+	snprintf(path, sizeof(path), "/proc/%d/mem", tid);
+	job->visit.mem = (int)psc_sys(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC);
+	if (job->visit.mem < 0)
+		return psc_job_refuse(job, PSC_REFUSED_PERMISSION, job->visit.mem);
+	if (psc_cave_find(tid, job->visit.mem, psc_job_room_wanted(job), limit, &job->cave) < 0 &&
+	    job->cave.size < PSC_SITE_SIZE)
+		job->cave = (struct psc_cave){ 0 };
+	job->visit.execed = job->cave.size == 0;
+	job->verdicts[false] = psc_verdicts_judge(options->insns, options->len, &psc_abi_i386, job->cave.address);
+	job->verdicts[true] = psc_verdicts_judge(options->insns, options->len, &psc_abi_x86_64, job->cave.address);
+	return 0;
+}
+
+/* Every thread's filters; strict mode; is a descriptor sure to be free? */
+static int check_threads(struct psc_job *job, bool *ret_tight)
+{
+	for (size_t i = 0; i < job->visit.n; i++) {
+		struct psc_tracee *tracee = &job->visit.tracees[i];
+		struct psc_task_state task;
+		char path[32];
+		int r;
+
+		if (tracee->state != PSC_TRACEE_STOPPED)
+			continue;
+		snprintf(path, sizeof(path), "%d/status", tracee->tid);
+		r = read_status(job->visit.tasks, path, &task, ret_tight);
+		if (r < 0)
+			return psc_job_refuse(job, PSC_REFUSED_GONE, r);
+		tracee->filters = carried(&task);
+		if (task.seccomp == SECCOMP_MODE_STRICT) {
+			job->result->tid = tracee->tid;
+			return psc_job_refuse(job, PSC_REFUSED_STRICT, -EACCES);
+		}
+	}
+	return 0;
+}
+
+/* What the kernel asks for: no_new_privs, or CAP_SYS_ADMIN there. And what we need to
+ * fetch a listener. */
+static int check_rights(struct psc_job *job)
+{
+	const struct psc_task_state *task = &job->before.threads[0];
+	long r;
+
+	if (job->options->no_new_privs == PSC_NO_NEW_PRIVS_NEVER && task->no_new_privs == 0 &&
+	    !(task->cap_effective >> 21 & 1))
+		return psc_job_refuse(job, PSC_REFUSED_PRIVILEGE, -EACCES);
+	if (!job->notifies)
+		return 0;
+	job->reserve = (int)psc_sys(SYS_fcntl, job->options->pidfd, F_DUPFD_CLOEXEC, 3);
+	if (job->reserve < 0)
+		return psc_job_refuse(job, PSC_REFUSED_NO_LISTENER, job->reserve);
+	r = psc_sys(SYS_pidfd_getfd, job->options->pidfd, -1, 0);
+	return r == -EPERM || r == -ENOSYS ? psc_job_refuse(job, PSC_REFUSED_PERMISSION, (int)r) : 0;
+}
+
+static int try_program(struct commit *commit, uint64_t address)
+{
+	struct psc_job *job = commit->job;
+	const struct psc_script script = {
+		.data = address,
+		.fprog = address,
+		.flags = seccomp_flags(job, false),
+		.no_new_privs = job->options->no_new_privs != PSC_NO_NEW_PRIVS_NEVER,
+		.trial = true,
+	};
+	long result = 0;
+	int r = write_program(commit, address);
+
+	if (r == 0)
+		r = psc_site_build(&job->visit, commit->tracee, &job->cave, &script, &commit->site);
+	if (r == 0)
+		r = psc_tracee_try(&job->visit, commit->tracee, &commit->site, script.no_new_privs, &result);
+	if (r < 0)
+		return psc_job_refuse(job, r == -ESRCH ? PSC_REFUSED_GONE : PSC_REFUSED_FAULT, r);
+	return result < 0 ? psc_job_refuse(job, PSC_REFUSED_KERNEL, (int)result) : 0;
+}
+
+int psc_job_check(struct psc_job *job)
+{
+	struct psc_tracee *tracee = psc_job_choose(job);
+	struct commit commit = { .job = job, .tracee = tracee };
+	bool tight = false;
+	uint64_t address;
+	int r;
+
+	if (!tracee)
+		return psc_job_refuse(job, PSC_REFUSED_GONE, -ESRCH);
+	commit.abi = psc_abi_of(&tracee->regs);
+	r = check_threads(job, &tight);
+	if (r == 0)
+		r = check_rights(job);
+	if (r == 0)
+		r = enter(&commit);
+	if (r < 0)
+		return r;
+	r = place_program(&commit, &address);
+	job->map = commit.map;
+	if (r == 0 && (tracee->filters > 0 || (job->notifies && tight)))
+		r = try_program(&commit, address);
+	return leave(&commit, r);
+}
+
+void psc_job_give_up(struct psc_job *job)
+{
+	const struct psc_script nothing = { 0 };
+	struct psc_tracee *tracee = psc_job_choose(job);
+	struct commit commit = { .job = job, .tracee = tracee };
+
+	if (!tracee || !job->map)
+		return;
+	commit.abi = psc_abi_of(&tracee->regs);
+	if (enter(&commit) < 0)
+		return;
+	if (psc_site_build(&job->visit, tracee, &job->cave, &nothing, &commit.site) == 0)
+		unmap_program(&commit, false);
+	(void)!leave(&commit, 0);
 }

@@ -32,6 +32,7 @@
 #include <linux/ptrace.h>
 #include <linux/rseq.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -43,6 +44,7 @@
 #endif
 
 #define SYSCALL_STOP (SIGTRAP | 0x80)
+#define ERESTARTNOINTR 513 /* of the kernel, for tracers to see */
 
 /* /proc/PID/mem writes through write protection, unless the administrator has
  * forbidden that (proc_mem.force_override); PTRACE_POKEDATA still does. */
@@ -96,6 +98,26 @@ static void emit_main(struct psc_code *code, const struct psc_abi *abi, const st
 	*ret_done = psc_emit_jump(code);
 }
 
+/* What is made runs on its maker's stack pointer, without a stack, and ends by itself
+ * whatever happens to us. */
+static void emit_trial(struct psc_code *code, const struct psc_abi *abi, const struct psc_script *script, size_t *ret_done)
+{
+	const uint64_t clone_args[5] = { CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD };
+	const uint64_t prctl_args[5] = { PR_SET_NO_NEW_PRIVS, 1 };
+	const uint64_t seccomp_args[3] = { SECCOMP_SET_MODE_FILTER, script->flags, script->fprog };
+	const uint64_t exit_args[1] = { 0 };
+	size_t maker;
+
+	psc_emit_call(code, abi, abi->clone, 5, clone_args, false);
+	maker = psc_emit_jump_if_not_zero(code);
+	if (script->no_new_privs)
+		psc_emit_call(code, abi, abi->prctl, 5, prctl_args, false);
+	psc_emit_call(code, abi, abi->seccomp, 3, seccomp_args, false);
+	psc_emit_call(code, abi, abi->exit, 1, exit_args, false);
+	psc_emit_land(code, maker);
+	*ret_done = psc_emit_jump(code);
+}
+
 int psc_site_build(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_cave *cave,
 		   const struct psc_script *script, struct psc_site *ret_site)
 {
@@ -109,7 +131,9 @@ int psc_site_build(struct psc_visit *visit, struct psc_tracee *tracee, const str
 
 	psc_regs_apply_restart(&resume);
 	psc_emit(&code, &tracee->sigmask, sizeof(tracee->sigmask));
-	if (script->data)
+	if (script->trial)
+		emit_trial(&code, abi, script, &done);
+	else if (script->data)
 		emit_main(&code, abi, script, cave->address, &done);
 	site.call = cave->address + code.len;
 	psc_emit_syscall(&code, abi);
@@ -304,6 +328,64 @@ int psc_tracee_run_main(struct psc_visit *visit, struct psc_tracee *tracee, cons
 	for (int stops = no_new_privs ? 2 : 0; r >= 0 && stops > 0; stops--)
 		r = resume_to(visit, tracee, site, false); /* entry and exit of prctl */
 	return r < 0 ? r : run_to_end_of_call(visit, tracee, site, -1, ret_result);
+}
+
+/* From the making of a call to its end; the thread stops there, in the call still. */
+static int pass_call(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, long *ret_result)
+{
+	struct psc_regs regs;
+	int r = resume_to(visit, tracee, site, false);
+
+	if (r == 0)
+		r = resume_to(visit, tracee, site, false);
+	if (r == 0)
+		r = (int)psc_regs_get(tracee->tid, &regs);
+	if (r == 0)
+		*ret_result = psc_regs_result(&regs);
+	return r;
+}
+
+/* The new thread, which stands or will before its first instruction: to its end. */
+static int watch_trial(struct psc_visit *visit, pid_t tid, const struct psc_site *site, bool no_new_privs, long *ret_result)
+{
+	struct psc_tracee trial = { .tid = tid };
+	int status, r;
+
+	r = psc_visit_wait(visit, tid, &status);
+	if (r == 0 && !WIFSTOPPED(status))
+		return -ESRCH;
+	if (r == 0 && no_new_privs)
+		r = pass_call(visit, &trial, site, ret_result);
+	if (r == 0)
+		r = pass_call(visit, &trial, site, ret_result);
+	if (r < 0) {
+		psc_sys(SYS_ptrace, PTRACE_DETACH, tid, 0, 0);
+		return r;
+	}
+	do {
+		psc_sys(SYS_ptrace, PTRACE_CONT, tid, 0, 0);
+		r = psc_visit_wait(visit, tid, &status);
+	} while (r == 0 && WIFSTOPPED(status));
+	return r == -ECHILD ? 0 : r;
+}
+
+int psc_tracee_try(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, bool no_new_privs,
+		   long *ret_result)
+{
+	struct psc_regs regs = tracee->regs;
+	int r, stopped, tries = 10;
+
+	psc_regs_enter(&regs, site->main);
+	r = (int)psc_regs_set(tracee->tid, &regs);
+	do /* an interrupt must not be pending in clone(), which makes nothing then; a SIGSTOP may */
+		r = r < 0 ? r : pass_call(visit, tracee, site, ret_result);
+	while (r == 0 && *ret_result == -ERESTARTNOINTR && --tries > 0);
+	if (r == 0 && *ret_result > 0)
+		r = watch_trial(visit, (pid_t)*ret_result, site, no_new_privs, ret_result);
+	if (tracee->state != PSC_TRACEE_STOPPED)
+		return r < 0 ? r : -ESRCH;
+	stopped = resume_to(visit, tracee, site, true);
+	return r < 0 ? r : stopped;
 }
 
 int psc_tracee_restore(struct psc_visit *visit, struct psc_tracee *tracee)

@@ -38,6 +38,7 @@ struct psc_tracee {
 	bool group_stop;    /* stopped for its process's stop, not by us alone */
 	bool masked;	    /* its signals are blocked by us; sigmask has the real mask */
 	uint64_t sigmask;
+	int filters;	    /* in its chain before anything was changed; -1: not asked */
 	struct psc_regs regs; /* as it was stopped, to be put back unmodified */
 };
 
@@ -73,7 +74,9 @@ void psc_visit_resume(struct psc_visit *visit);
 /* Interrupt those that run, for psc_visit_stop(). */
 void psc_visit_interrupt(struct psc_visit *visit);
 
-/* End the timer that psc_visit_stop() began, for who waits long. */
+/* The timer that wakes blocking waits, to look at the clock. psc_visit_stop() begins
+ * it; for who waits long, or stops many, it can be ended and begun again. */
+PSC_MUST_CHECK int psc_visit_start_timer(struct psc_visit *visit);
 void psc_visit_stop_timer(struct psc_visit *visit);
 
 /* Take note of a thread that is traced already. -ENOMEM. */
@@ -130,6 +133,7 @@ struct psc_script {
 	bool no_new_privs;
 	bool close_listener, unmap, unmask;
 	uint64_t map, map_size;
+	bool trial;	    /* main is for psc_tracee_try() */
 };
 
 /* Write the code into the cave. -ENOSPC: it does not fit. */
@@ -152,6 +156,13 @@ PSC_MUST_CHECK int psc_tracee_call(struct psc_visit *visit, struct psc_tracee *t
 /* Have it run main up to the return of seccomp(). */
 PSC_MUST_CHECK int psc_tracee_run_main(struct psc_visit *visit, struct psc_tracee *tracee,
 				       const struct psc_site *site, bool no_new_privs, long *ret_result);
+
+/* Find out what seccomp() will say. The site's main, made with trial, has the thread
+ * make another one, with its filters and with descriptors of its own, that loads the
+ * program for itself alone and ends at once. *ret_result as of psc_tracee_run_main(),
+ * or what clone() said. */
+PSC_MUST_CHECK int psc_tracee_try(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
+				  bool no_new_privs, long *ret_result);
 
 /* Put registers and signal mask back. */
 PSC_MUST_CHECK int psc_tracee_restore(struct psc_visit *visit, struct psc_tracee *tracee);

@@ -265,52 +265,12 @@ static int wait_for_exec(struct psc_trigger *trigger)
 
 /* -------------------------------------------------------------------- fire */
 
-static int read_leader(pid_t tgid, struct psc_task_state *ret_leader)
-{
-	char text[8192], path[32];
-	long fd, n;
-
-	snprintf(path, sizeof(path), "/proc/%d/status", tgid);
-	fd = psc_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return (int)fd;
-	n = psc_sys(SYS_read, fd, text, sizeof(text));
-	psc_sys(SYS_close, fd);
-	return n <= 0 ? -ESRCH : psc_query_parse_status(text, (size_t)n, ret_leader);
-}
-
-/* What attach.c finds out before the stop. */
-static void find_cave(struct psc_job *job)
-{
-	uint64_t limit = psc_abi_of(&job->visit.tracees[0].regs)->wide ? UINT64_MAX : UINT32_MAX;
-	const struct psc_attach_options *options = job->options;
-
-	if (psc_cave_find(job->visit.tgid, job->visit.mem, psc_job_room_wanted(job), limit, &job->cave) < 0 &&
-	    job->cave.size < PSC_SITE_SIZE)
-		job->cave = (struct psc_cave){ 0 };
-	job->visit.execed = job->cave.size == 0;
-	job->verdicts[false] = psc_verdicts_judge(options->insns, options->len, &psc_abi_i386, job->cave.address);
-	job->verdicts[true] = psc_verdicts_judge(options->insns, options->len, &psc_abi_x86_64, job->cave.address);
-}
-
 int psc_trigger_commit(struct psc_job *job, struct psc_task_state *ret_leader)
 {
-	struct psc_visit *visit = &job->visit;
-	char path[32];
-	int r;
+	int r = psc_job_look(job, job->visit.tgid, ret_leader);
 
-	r = read_leader(visit->tgid, ret_leader);
-	if (r < 0)
-		return psc_job_refuse(job, PSC_REFUSED_GONE, r);
-	job->before.threads = ret_leader;
-	job->before.n_threads = 1;
 	job->manager = 0;
-	snprintf(path, sizeof(path), "/proc/%d/mem", visit->tgid);
-	visit->mem = (int)psc_sys(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC);
-	if (visit->mem < 0)
-		return psc_job_refuse(job, PSC_REFUSED_PERMISSION, visit->mem);
-	find_cave(job);
-	return psc_job_commit(job);
+	return r < 0 ? r : psc_job_commit(job);
 }
 
 int psc_trigger_filter(struct psc_job *job, struct psc_task_state *ret_leader)
@@ -319,7 +279,7 @@ int psc_trigger_filter(struct psc_job *job, struct psc_task_state *ret_leader)
 	int r;
 
 	visit->n = 1;
-	visit->tracees[0] = (struct psc_tracee){ .tid = visit->tgid };
+	visit->tracees[0] = (struct psc_tracee){ .tid = visit->tgid, .filters = -1 };
 	visit->since = psc_now_ns();
 	visit->deadline = visit->since + job->options->timeout_ns;
 	psc_sys(SYS_ptrace, PTRACE_INTERRUPT, visit->tgid, 0, 0);

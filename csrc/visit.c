@@ -50,7 +50,7 @@ int psc_visit_add(struct psc_visit *visit, pid_t tid)
 		visit->tracees = (struct psc_tracee *)map;
 		visit->size = size;
 	}
-	visit->tracees[visit->n++] = (struct psc_tracee){ .tid = tid };
+	visit->tracees[visit->n++] = (struct psc_tracee){ .tid = tid, .filters = -1 };
 	return 0;
 }
 
@@ -291,8 +291,8 @@ static void reap_while_seizing(int sig, siginfo_t *info, void *context)
 	}
 }
 
-/* Blocking waits are woken every 5 ms, to look at the clock. */
-static int start_timer(struct psc_visit *visit)
+/* Blocking waits are woken every 5 ms. */
+int psc_visit_start_timer(struct psc_visit *visit)
 {
 	struct sigaction action = { .sa_sigaction = reap_while_seizing, .sa_flags = SA_SIGINFO };
 	struct sigevent event = {
@@ -304,6 +304,8 @@ static int start_timer(struct psc_visit *visit)
 	uint64_t mask = ~(1ULL << (SIGALRM - 1));
 	long r;
 
+	if (!visit->own_signals)
+		return 0;
 	if (sigaction(SIGALRM, &action, NULL) < 0)
 		return -EINVAL;
 	r = psc_sys(SYS_timer_create, CLOCK_MONOTONIC, &event, &visit->timer);
@@ -334,14 +336,15 @@ static int stop_all(struct psc_visit *visit)
 
 int psc_visit_stop(struct psc_visit *visit)
 {
-	int r = visit->own_signals ? start_timer(visit) : 0;
+	int r = psc_visit_start_timer(visit);
 
 	return r < 0 ? r : stop_all(visit);
 }
 
 void psc_visit_stop_timer(struct psc_visit *visit)
 {
-	psc_sys(SYS_timer_delete, visit->timer);
+	if (visit->own_signals)
+		psc_sys(SYS_timer_delete, visit->timer);
 }
 
 void psc_visit_interrupt(struct psc_visit *visit)

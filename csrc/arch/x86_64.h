@@ -41,13 +41,14 @@ struct psc_abi {
 	bool wide; /* 64-bit words, pointers and struct sock_fprog */
 	int mmap, munmap, close, prctl, rt_sigprocmask, seccomp, restart_syscall;
 	int epoll_wait, epoll_pwait, rt_sigtimedwait, semop, semtimedop;
+	int clone, exit;
 };
 
 static const struct psc_abi psc_abi_x86_64 = {
-	AUDIT_ARCH_X86_64, true, 9, 11, 3, 157, 14, 317, 219, 232, 281, 128, 65, 220,
+	AUDIT_ARCH_X86_64, true, 9, 11, 3, 157, 14, 317, 219, 232, 281, 128, 65, 220, 56, 60,
 };
 static const struct psc_abi psc_abi_i386 = {
-	AUDIT_ARCH_I386, false, 192, 91, 6, 172, 175, 354, 0, 256, 319, 177, -1, -1,
+	AUDIT_ARCH_I386, false, 192, 91, 6, 172, 175, 354, 0, 256, 319, 177, -1, -1, 120, 1,
 };
 
 struct psc_regs {
@@ -233,6 +234,13 @@ static inline void psc_emit_call(struct psc_code *code, const struct psc_abi *ab
 static inline size_t psc_emit_jump_if_error(struct psc_code *code)
 {
 	psc_emit_bytes(code, 0x85, 0xc0, 0x0f, 0x88, 0, 0, 0, 0);
+	return code->len;
+}
+
+/* test %eax,%eax; jnz target. */
+static inline size_t psc_emit_jump_if_not_zero(struct psc_code *code)
+{
+	psc_emit_bytes(code, 0x85, 0xc0, 0x0f, 0x85, 0, 0, 0, 0);
 	return code->len;
 }
 
