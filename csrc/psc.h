@@ -257,6 +257,11 @@ enum psc_refusal {
 	PSC_REFUSED_INJECTOR,	     /* the injector was killed, or could not be made */
 	PSC_REFUSED_PARTIAL,	     /* some threads have it: see the outcomes */
 	PSC_REFUSED_NO_LISTENER,     /* in force, but its listener could not be fetched */
+	/* Of many at once, see psc_attach_group(): */
+	PSC_REFUSED_CALLER,	     /* the calling process is one of them */
+	PSC_REFUSED_OUTSIDE,	     /* one belongs to another pid namespace, and has no number here */
+	PSC_REFUSED_CGROUP,	     /* the directory is none of a cgroup, or cannot be read */
+	PSC_REFUSED_DESCRIPTORS,     /* more than RLIMIT_NOFILE has room for */
 };
 
 enum psc_no_new_privs { PSC_NO_NEW_PRIVS_NEVER, PSC_NO_NEW_PRIVS_ALWAYS, PSC_NO_NEW_PRIVS_AUTO };
@@ -301,6 +306,40 @@ PSC_MUST_CHECK int psc_attach(const struct psc_attach_options *options, struct p
 
 /* Frees the list of threads; the listeners are the caller's. */
 void psc_attach_result_destroy(struct psc_attach_result *result);
+
+/* Attach to many: a process and its descendants, or all processes of a cgroup (v1 or v2)
+ * and of those below it. All are stopped, until a look at all of them finds nobody new; all
+ * are checked, those with filters of their own by a trial that the kernel answers; then
+ * all get it, each its own listener. On a refusal none does, unless skip is set. */
+struct psc_group_options {
+	struct psc_attach_options attach; /* pidfd: the root of the tree; -1 with cgroup. leader_only must be false */
+	int cgroup;			  /* its directory, or -1 */
+	bool skip;			  /* leave alone who refuses */
+	bool by_parent;			  /* look for children in all of /proc, as where the kernel lists none */
+};
+
+struct psc_group_member {
+	pid_t pid;
+	int pidfd;   /* yours to close; -1: it was let go before there was one */
+	int outcome; /* 0: filtered. -ESRCH with PSC_REFUSED_GONE: it died. Else it was left alone, or refused */
+	struct psc_attach_result result;
+};
+
+struct psc_group_result {
+	size_t n, filtered;
+	struct psc_group_member *members; /* in the order they were found */
+	ssize_t blamed;	   /* on failure: the member that refused, -1: none in particular */
+	enum psc_refusal refusal;
+	uint64_t stop_ns;  /* from the first interrupt to the last release */
+};
+
+/* Blocks as psc_attach() does; timeout_ns is for all to stop. 0: all that did not die
+ * (skip: nor refuse) have it, one at least. On failure *ret_result is written too;
+ * filtered is 0 then, unless one failed in the commit itself, whom nothing had refused before. */
+PSC_MUST_CHECK int psc_attach_group(const struct psc_group_options *options, struct psc_group_result *ret_result);
+
+/* Frees the lists; pidfds and listeners are the caller's. */
+void psc_group_result_destroy(struct psc_group_result *result);
 /* ---------------------------------------------------------------- trigger
  *
  * Attach when a process executes another program: in force from the first

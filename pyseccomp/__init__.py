@@ -66,6 +66,7 @@ from pyseccomp.attach import (
     ThreadOutcome as ThreadOutcome,
 )
 from pyseccomp.filter import Filter as Filter, FilterState as FilterState
+from pyseccomp.group import GroupAttachment as GroupAttachment, GroupState as GroupState, MemberOutcome as MemberOutcome
 
 # ---- triggers, processes
 from pyseccomp.popen import Popen as Popen, create_subprocess_exec as create_subprocess_exec

@@ -30,6 +30,20 @@ def install_knows_flags(flags: int) -> bool: ...
 def attach(
     pidfd: int, program: Buffer, flags: int, no_new_privs: int, leader_only: bool, in_thread: bool, timeout_ns: int
 ) -> tuple[int, int, int, int, int, int, int, bool, bool, int, int, list[tuple[int, int, int, int]]]: ...
+# (r, refusal, blamed, stop_ns, [(pidfd, as of attach)])
+def attach_group(
+    pidfd: int,
+    cgroup: int,
+    program: Buffer,
+    flags: int,
+    no_new_privs: int,
+    in_thread: bool,
+    timeout_ns: int,
+    skip: bool,
+    by_parent: bool = False,
+) -> tuple[
+    int, int, int, int, list[tuple[int, tuple[int, int, int, int, int, int, int, bool, bool, int, int, list[tuple[int, int, int, int]]]]]
+]: ...
 @final
 class Trigger:
     def __init__(

@@ -198,6 +198,35 @@ def attach(int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_pri
     return _attach_result(r, &result)
 
 
+def attach_group(int pidfd, int cgroup, const uint8_t[::1] program, uint32_t flags, int no_new_privs, bint in_thread,
+                 uint64_t timeout_ns, bint skip, bint by_parent=False) -> tuple:
+    cdef size_t n = 0, i
+    cdef cpsc.psc_group_options options
+    cdef cpsc.psc_group_result result
+    cdef int r
+    memset(&options, 0, sizeof(options))
+    options.attach.pidfd = pidfd
+    options.attach.insns = _insns(program, &n)
+    options.attach.len = n
+    options.attach.flags = flags
+    options.attach.no_new_privs = <cpsc.psc_no_new_privs>no_new_privs
+    options.attach.in_thread = in_thread
+    options.attach.timeout_ns = timeout_ns
+    options.cgroup = cgroup
+    options.skip = skip
+    options.by_parent = by_parent
+    with nogil:
+        r = cpsc.psc_attach_group(&options, &result)
+    try:
+        members = [
+            (result.members[i].pidfd, _attach_result(result.members[i].outcome, &result.members[i].result))
+            for i in range(result.n)
+        ]
+        return r, <int>result.refusal, result.blamed, result.stop_ns, members
+    finally:
+        cpsc.psc_group_result_destroy(&result)
+
+
 cdef tuple _attach_result(int r, cpsc.psc_attach_result *result):
     """Convert and free."""
     cdef size_t i

@@ -91,6 +91,7 @@ class Attachment(Owned):
     Identity is a pidfd: a pid that is used again by another process is never taken for the target.
     """
 
+    is_group = False
     _pidfd = -1
 
     def __init__(
@@ -425,7 +426,7 @@ class Attachment(Owned):
 def leave_block(attachments: list[Attachment], value: BaseException | None) -> None:
     """See to it that no attachment leaves a ``with`` block inactive unnoticed."""
     # One with a trigger in the core is not to be hurried.
-    kinds = [a for a in attachments if type(a) is Attachment or (a.mode == "park" and a.pid != os.getpid())]
+    kinds = [a for a in attachments if type(a) is Attachment or a.is_group or (a.mode == "park" and a.pid != os.getpid())]
     plain = [a for a in kinds if not a.closed and not a.activated]
     left = [a for a in plain if a.query().state not in ("dead", "detached")]
     if not left:
@@ -467,6 +468,7 @@ def check_options(
     mode: str,
     tree: bool,
     cgroup: object,
+    on_error: str,
     threads: str,
     no_new_privs: object,
     activate_on: object,
@@ -474,7 +476,7 @@ def check_options(
     on_deadline: str,
     timeout: float,
 ) -> None:
-    """Refuse options that make no sense, and those that this release does not have, before anything is done."""
+    """Refuse options that make no sense, before anything is done."""
     if mode not in ("auto", "inject", "park", "gate"):
         raise ValueError(f"attach: mode is 'auto', 'inject', 'park' or 'gate', got {mode!r}")
     if mode == "inject" and activate_on is not None:
@@ -491,17 +493,14 @@ def check_options(
         raise ValueError(f"attach: deadline is 0 to 1e9 seconds, or None, got {deadline!r}")
     if not 0 < timeout <= 3600:
         raise ValueError(f"attach: timeout is more than 0 and at most 3600 seconds, got {timeout!r}")
-    asked = {
-        "tree=True": tree,
-        "cgroup=": cgroup is not None,
-    }
+    if tree and cgroup is not None:
+        raise ValueError("attach: tree=True is for a target's descendants, cgroup= for all processes of a cgroup: give one of them")
+    if on_error not in ("abort", "skip"):
+        raise ValueError(f"attach: on_error is 'abort' or 'skip', got {on_error!r}")
+    if on_error != "abort" and not tree and cgroup is None:
+        raise ValueError(f"attach: on_error={on_error!r} is for many processes: tree=True or cgroup=")
     if activate_on in ("exec", "fork", "fork-all") and threads != "all":
         raise ValueError(f"attach: activate_on={activate_on!r} is for new programs and processes, of one thread; leave threads='all'")
-    for option, wanted in asked.items():
-        if wanted:
-            raise UnsupportedError(
-                errno.EOPNOTSUPP, f"attach: {option} is not in this release, which injects into one process at a time"
-            )
 
 
 def open_target(target: Target | None, pidfd: int | None) -> tuple[int, int]:
@@ -705,6 +704,8 @@ def explain(
                 tid=tid,
                 done=done,
             )
+        case 15 | 16 | 17 | 18:
+            return AttachError(error, f"{what}: {os.strerror(error)}")
         case _:
             return AttachError(
                 error,

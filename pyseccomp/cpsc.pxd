@@ -99,6 +99,7 @@ cdef extern from "psc.h" nogil:
         PSC_REFUSED_TRACED, PSC_REFUSED_UNSTOPPABLE, PSC_REFUSED_STRICT, PSC_REFUSED_FILTERED
         PSC_REFUSED_PRIVILEGE, PSC_REFUSED_NO_ROOM, PSC_REFUSED_LISTENER_STUCK, PSC_REFUSED_FAULT
         PSC_REFUSED_INJECTOR, PSC_REFUSED_PARTIAL, PSC_REFUSED_NO_LISTENER
+        PSC_REFUSED_CALLER, PSC_REFUSED_OUTSIDE, PSC_REFUSED_CGROUP, PSC_REFUSED_DESCRIPTORS
     cdef enum psc_no_new_privs:
         PSC_NO_NEW_PRIVS_NEVER, PSC_NO_NEW_PRIVS_ALWAYS, PSC_NO_NEW_PRIVS_AUTO
     cdef struct psc_attach_options:
@@ -130,6 +131,25 @@ cdef extern from "psc.h" nogil:
         int other_tracer
     int psc_attach(const psc_attach_options *options, psc_attach_result *ret_result)
     void psc_attach_result_destroy(psc_attach_result *result)
+    cdef struct psc_group_options:
+        psc_attach_options attach
+        int cgroup
+        bint skip
+        bint by_parent
+    cdef struct psc_group_member:
+        int pid
+        int pidfd
+        int outcome
+        psc_attach_result result
+    cdef struct psc_group_result:
+        size_t n
+        size_t filtered
+        psc_group_member *members
+        Py_ssize_t blamed
+        psc_refusal refusal
+        uint64_t stop_ns
+    int psc_attach_group(const psc_group_options *options, psc_group_result *ret_result)
+    void psc_group_result_destroy(psc_group_result *result)
     struct psc_trigger:
         pass
     int psc_trigger_arm(const psc_attach_options *options, psc_trigger **ret_trigger, psc_attach_result *ret_result)

@@ -6,6 +6,11 @@ too, by meaning and never by the number of an errno (a notification that is gone
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyseccomp.group import MemberOutcome
+
 
 class SeccompError(Exception):
     """Root of the errors of this package."""
@@ -92,10 +97,13 @@ class AttachTimeoutError(AttachError, TimeoutError):
 
 
 class PartialAttachError(AttachError):
-    """The kernel ran out of memory between threads whose filters differ: some have the filter, some have not.
+    """The kernel ran out of memory between threads whose filters differ, or between processes: some have the filter, some not.
 
-    The one case in which a refusal is not "nothing changed"; ``done`` lists the thread ids that have it.
+    The one case in which a refusal is not "nothing changed"; ``done`` lists the thread ids that have it. ``results``: of a tree
+    or cgroup, what became of each process; those that have the filter are in ``filter.attachments``.
     """
+
+    results: tuple[MemberOutcome, ...] = ()
 
     def __init__(self, errno: int, message: str, *, tid: int | None = None, done: tuple[int, ...] = ()) -> None:
         super().__init__(errno, message, tid=tid)

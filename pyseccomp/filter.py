@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import reduction
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, overload
 
-from pyseccomp import _core, checkpoint, gate, names, park
+from pyseccomp import _core, checkpoint, gate, group, names, park
 from pyseccomp.attach import (
     NO_NEW_PRIVS,
     Attachment,
@@ -326,6 +326,31 @@ class Filter(Owned, Receiver):
 
     # ----------------------------------------------------------------- attach
 
+    @overload
+    def attach(
+        self,
+        target: Target | None = None,
+        *,
+        tree: Literal[True],
+        pidfd: int | None = None,
+        active: bool = True,
+        on_error: Literal["abort", "skip"] = "abort",
+        no_new_privs: bool | Literal["auto"] = "auto",
+        timeout: float = 5.0,
+    ) -> group.GroupAttachment: ...
+
+    @overload
+    def attach(
+        self,
+        *,
+        cgroup: str | os.PathLike[str],
+        active: bool = True,
+        on_error: Literal["abort", "skip"] = "abort",
+        no_new_privs: bool | Literal["auto"] = "auto",
+        timeout: float = 5.0,
+    ) -> group.GroupAttachment: ...
+
+    @overload
     def attach(
         self,
         target: Target | None = None,
@@ -335,6 +360,26 @@ class Filter(Owned, Receiver):
         mode: park.Mode = "auto",
         tree: bool = False,
         cgroup: str | os.PathLike[str] | None = None,
+        on_error: Literal["abort", "skip"] = "abort",
+        threads: Literal["all", "one"] = "all",
+        no_new_privs: bool | Literal["auto"] = "auto",
+        activate_on: str | Event | None = None,
+        deadline: float | None = None,
+        on_deadline: Literal["activate", "kill"] = "activate",
+        timeout: float = 5.0,
+        on_supervisor_death: Answer | Literal["allow", "kill", "hold"] | None = None,
+    ) -> Attachment: ...
+
+    def attach(
+        self,
+        target: Target | None = None,
+        *,
+        pidfd: int | None = None,
+        active: bool = True,
+        mode: park.Mode = "auto",
+        tree: bool = False,
+        cgroup: str | os.PathLike[str] | None = None,
+        on_error: Literal["abort", "skip"] = "abort",
         threads: Literal["all", "one"] = "all",
         no_new_privs: bool | Literal["auto"] = "auto",
         activate_on: str | Event | None = None,
@@ -373,6 +418,10 @@ class Filter(Owned, Receiver):
         active=False without a target parks this process (mode="park"): it received the filter from its creator, or inherited it,
         and a thread waits until that activates it; see :mod:`pyseccomp.park`.
 
+        tree=True: the process and all its descendants; cgroup: all processes of a cgroup and of those below it, by its directory
+        (v1 or v2). All are stopped before the first is changed; if one refuses, none is. See :class:`GroupAttachment`, which this
+        then returns. on_error="skip" leaves those who refuse as they are, and filters the others.
+
         threads: "one"
         filters the main thread only. no_new_privs: "auto" sets it in the target if the kernel asks for it, and
         :attr:`Attachment.result` tells. timeout: seconds within which every thread must have stopped.
@@ -405,7 +454,10 @@ class Filter(Owned, Receiver):
             if not active:
                 raise ValueError("attach: activate_on= says when it becomes active; leave active=False out")
             event, active, activate_on = activate_on, False, None
-        check_options(mode, tree, cgroup, threads, no_new_privs, activate_on, deadline, on_deadline, timeout)
+        check_options(mode, tree, cgroup, on_error, threads, no_new_privs, activate_on, deadline, on_deadline, timeout)
+        if tree or cgroup is not None:
+            group.check(mode, threads, event or activate_on, deadline, on_deadline, on_supervisor_death)
+            return self._attach_group(group.bind(self, target, pidfd, cgroup, on_error, no_new_privs, timeout), active)
         attachment = self._attach(
             target, pidfd, active, mode, threads, no_new_privs, activate_on, deadline, on_deadline, timeout, on_supervisor_death
         )
@@ -470,6 +522,23 @@ class Filter(Owned, Receiver):
                 attachment.close()
                 raise
         return self._adopt(attachment)
+
+    def _attach_group(self, bound: group.GroupAttachment, active: bool) -> Attachment:
+        try:
+            self._check_open("attach")
+            if active:
+                bound.activate()
+                return bound
+        except BaseException:
+            bound.close()
+            raise
+        return self._adopt(bound)
+
+    def _replace(self, bound: group.GroupAttachment) -> None:
+        """A group that is active is among the attachments by its members. For GroupAttachment only."""
+        with self._lock:
+            if bound in self._attachments:
+                self._attachments.remove(bound)
 
     def _attach_parked(
         self,

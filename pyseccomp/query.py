@@ -99,7 +99,7 @@ class TaskState:
         return len({(t.seccomp, t.filters, t.no_new_privs) for t in self.threads if t.alive}) <= 1
 
 
-_REAPED = TaskState(pid=-1, state="dead", threads=(), uid=None, arch=None, start_time=None)
+REAPED = TaskState(pid=-1, state="dead", threads=(), uid=None, arch=None, start_time=None)
 
 
 def query(
@@ -167,7 +167,7 @@ def _handle(target: int | HasPid | None, pidfd: int | None) -> Iterator[tuple[Ta
     assert target is not None
     if not isinstance(target, int):
         if getattr(target, "returncode", None) is not None:
-            yield _REAPED, -1
+            yield REAPED, -1
             return
         target = target.pid
     state = _by_pid(target)
@@ -198,7 +198,7 @@ def _by_pidfd(pidfd: int) -> TaskState:
         return _build(_core.query_process(0, pidfd))
     except OSError as error:
         if error.errno == errno.ESRCH:
-            return _REAPED
+            return REAPED
         raise _explain(error, f"pidfd {pidfd}", 0) from None
 
 

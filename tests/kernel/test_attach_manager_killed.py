@@ -14,6 +14,7 @@ import signal
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -50,23 +51,23 @@ VARIANTS = {
 }
 
 
-def manage(pid: int, notify: bool, started: int) -> None:
+def manage(pid: int, notify: bool, tree: bool, started: int) -> None:
     """A manager: attaches as fast as it can, for as long as it lives."""
     program = notify_getppid() if notify else deny_getppid()
     with ps.Filter(program) as f, contextlib.suppress(ps.TargetGoneError):
         f.attach(NOBODYS_PID)  # what a forked process does for the first time is slow
     os.write(started, b"x")
     with ps.Filter(program) as f:
-        f.attach(pid)
+        f.attach(pid, tree=tree)
         if not may_suspend():
             signal.pause()
     while True:
         with ps.Filter(program) as f:
-            f.attach(pid)
+            f.attach(pid, tree=tree)
 
 
 @contextlib.contextmanager
-def manager(pid: int, notify: bool) -> Iterator[int]:
+def manager(pid: int, notify: bool, tree: bool = False) -> Iterator[int]:
     """A manager in a forked child that leads its own process group.
 
     In the end it must have died of SIGKILL, and whoever shares its descriptors must have ended as well: the pipe says so.
@@ -76,7 +77,7 @@ def manager(pid: int, notify: bool) -> Iterator[int]:
     if child == 0:
         try:
             os.setpgid(0, 0)
-            manage(pid, notify, writer)
+            manage(pid, notify, tree, writer)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -111,18 +112,18 @@ def same_everywhere(pid: int, name: str) -> bool:
     return any(len(set(filter_counts(pid).values())) == 1 for _ in range(3 if name == "threader" else 1))
 
 
-def kill_a_manager(subject: Victim, notify: bool, whole_group: bool, life: float) -> None:
+def kill_a_manager(subject: Victim, notify: bool, whole_group: bool, life: float, tree: bool = False) -> None:
     """One round: a manager attaches to the victim and is killed after that many seconds."""
-    with manager(subject.pid, notify) as pid:
+    with manager(subject.pid, notify, tree) as pid:
         end = time.perf_counter() + life
         while time.perf_counter() < end:
             pass
         (os.killpg if whole_group else os.kill)(pid, signal.SIGKILL)
 
 
-def kill_manager_and_tracer(subject: Victim, notify: bool, life: float, trace: float) -> bool:
+def kill_manager_and_tracer(subject: Victim, notify: bool, life: float, trace: float, tree: bool = False) -> bool:
     """The same, and whoever has traced the victim for that long is killed with the manager; True if it still lived."""
-    with manager(subject.pid, notify) as pid:
+    with manager(subject.pid, notify, tree) as pid:
         end = time.perf_counter() + life
         while (tracer := int(status_field(subject.pid, "TracerPid"))) == 0 or time.perf_counter() < end:
             if time.perf_counter() > end + 0.1:
@@ -179,4 +180,79 @@ def test_a_target_finishes_alone_when_whoever_injects_is_killed_too(name: str, n
             life = chance.uniform(0, LONGEST_LIFE) if may_suspend() else 0.0
             killed += kill_manager_and_tracer(subject, notify, life, chance.uniform(0, LONGEST_TRACE))
             judge(subject, name, none, errno.ENOSYS if notify else DENIED)
+    assert killed, "the tracers had ended before they were killed"
+
+
+# ------------------------------------------------------------------------ trees
+
+TREE = ("3", "2", "1")
+"""1 + 3 + 9 processes of two threads, which fork all the while."""
+LONGEST_TREE_LIFE = 0.06
+LONGEST_TREE_TRACE = 0.01
+
+
+def tree_counts(root: int) -> dict[int, set[int]]:
+    """How many filters the threads of each living process of a tree carry."""
+    found: dict[int, set[int]] = {}
+    left = [root]
+    while left:
+        pid = left.pop()
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            counts = set(filter_counts(pid).values())
+            if counts:
+                found[pid] = counts
+            for tid in os.listdir(f"/proc/{pid}/task"):
+                left += map(int, Path(f"/proc/{pid}/task/{tid}/children").read_text().split())
+    return found
+
+
+def judge_tree(root: Victim, all_or_none: bool, denied: int) -> int:
+    """A tree after its manager's death: nobody is held, each process is the same in all threads; how many are filtered."""
+
+    def is_free(pid: int) -> bool:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return released(pid)
+        return True
+
+    def settled() -> bool:
+        counts = tree_counts(root.pid)
+        kinds = {frozenset(one) for one in counts.values()}
+        return all(map(is_free, counts)) and all(len(kind) == 1 for kind in kinds) and (not all_or_none or len(kinds) == 1)
+
+    wait_until(settled, "nobody is held, and the filters are the same in all threads (and processes)")
+    answer = ask(root)
+    assert answer["bad"] == 0
+    counts = tree_counts(root.pid)
+    assert answer["probe"] == (denied if min(counts[root.pid]) else 0)
+    before = answer["forks"]
+    wait_until(lambda: ask(root)["forks"] > before + 20, "the tree goes on")
+    for pid in counts:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):  # those that end just now
+            assert listeners_in(pid) == []
+    return sum(min(one) > 0 for one in counts.values())
+
+
+@pytest.mark.parametrize("notify", [False, True], ids=["plain", "listener"])
+@pytest.mark.parametrize("whole_group", [False, True], ids=["manager", "whole group"])
+def test_a_tree_is_untouched_or_wholly_filtered_when_its_manager_is_killed(notify: bool, whole_group: bool) -> None:
+    chance = random.Random(f"{notify}{whole_group}")
+    filtered = 0
+    for first in range(0, max(1, ROUNDS // 2), KILLS_PER_VICTIM):
+        with victim(build_victim("family"), *TREE) as root:
+            for _ in range(min(KILLS_PER_VICTIM, ROUNDS // 2 - first)):
+                kill_a_manager(root, notify, whole_group, chance.uniform(0, LONGEST_TREE_LIFE), tree=True)
+                filtered += judge_tree(root, True, errno.ENOSYS if notify else DENIED)
+    assert filtered, "the managers were killed too early to test anything"
+
+
+@pytest.mark.parametrize("notify", [False, True], ids=["plain", "listener"])
+def test_each_process_of_a_tree_is_whole_when_whoever_injects_is_killed_too(notify: bool) -> None:
+    chance = random.Random(str(notify))
+    killed = done = 0
+    while done < max(1, ROUNDS // 4) or (not killed and done < ROUNDS * 3):
+        done += 1
+        with victim(build_victim("family"), *TREE) as root:
+            life = chance.uniform(0, LONGEST_TREE_LIFE) if may_suspend() else 0.0
+            killed += kill_manager_and_tracer(root, notify, life, chance.uniform(0, LONGEST_TREE_TRACE), tree=True)
+            judge_tree(root, False, errno.ENOSYS if notify else DENIED)
     assert killed, "the tracers had ended before they were killed"

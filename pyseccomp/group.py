@@ -1,0 +1,357 @@
+"""One filter on many processes at once: a tree, or a cgroup; all of them get it, or none does."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pyseccomp import _core, gate
+from pyseccomp.attach import (
+    NO_NEW_PRIVS,
+    Attachment,
+    AttachmentState,
+    AttachResult,
+    Raw,
+    Target,
+    explain,
+    installed,
+    open_target,
+    program_flags,
+)
+from pyseccomp.errors import (
+    AttachError,
+    KernelError,
+    PartialAttachError,
+    TargetGoneError,
+    UnsupportedError,
+)
+from pyseccomp.query import REAPED, State, query
+
+if TYPE_CHECKING:
+    from pyseccomp.filter import Filter
+
+Outcome = Literal["filtered", "gone", "skipped", "refused", "failed", "unchanged"]
+
+_CALLER, _OUTSIDE, _CGROUP, _DESCRIPTORS = 15, 16, 17, 18  # enum psc_refusal
+_REFUSED_GONE, _REFUSED_PARTIAL, _REFUSED_NO_LISTENER = 1, 13, 14
+
+
+@dataclass(frozen=True, slots=True)
+class MemberOutcome:
+    """What became of one process of a tree or cgroup."""
+
+    pid: int
+    outcome: Outcome
+    """"filtered": every thread of it carries the filter. "gone": it died meanwhile. "skipped": it refused, and was left as it
+    was (``on_error="skip"``). In an error's ``results`` also "refused": it is why nothing was done; "unchanged": so it was not
+    filtered either; "failed": the kernel did not do there what it had agreed to."""
+    reason: str
+    """Why, if not "filtered"."""
+    attachment: Attachment | None
+    """If "filtered"."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState(AttachmentState):
+    """What is true of a tree or cgroup. ``pid`` and ``task`` are the root's, or those of a cgroup's first process."""
+
+    members: tuple[AttachmentState, ...]
+    """Of each process that was filtered; empty while inactive."""
+
+
+class GroupAttachment(Attachment):
+    """A filter on all processes of a tree or of a cgroup. Made by ``attach(tree=True)`` and ``attach(cgroup=)``.
+
+    All are stopped, those born meanwhile too, until two looks at all of them find nobody new; each is checked; then each gets
+    the filter, and all go on. If one refuses, none is changed, and the error says who and why; with ``on_error="skip"`` those
+    who refuse are left as they are, and :attr:`results` tells. What its members fork later inherits the filter; a process that is
+    moved into the cgroup later does not get it.
+
+    Each process that was filtered is an attachment of its own, with its own listener: in :attr:`attachments`, and in
+    ``filter.attachments``. With active=False nothing is touched, and who belongs is decided by :meth:`activate`.
+
+    Not of the tree: processes whose parent had ended before they were stopped, because the kernel has given them to another
+    (daemons); ``cgroup=`` reaches these. Refused: a group that has this process in it, which cannot stop itself.
+
+    SIGKILL of this process in the middle changes nothing of that: all get it, or none does. If the process that injects for it is
+    killed as well, some may have it and some not, each wholly.
+    """
+
+    is_group = True
+
+    def __init__(
+        self,
+        filter: Filter,
+        pid: int,
+        fd: int,
+        cgroup: str | None,
+        on_error: Literal["abort", "skip"],
+        no_new_privs: bool | Literal["auto"],
+        timeout: float,
+    ) -> None:
+        super().__init__(filter, pid, fd, "all", no_new_privs, timeout)
+        self.cgroup = cgroup
+        """The cgroup's directory as it was given; None for a tree. ``pid`` is 0 then."""
+        self.on_error = on_error
+        self.results: tuple[MemberOutcome, ...] = ()
+        """Every process that belonged, in the order they were found: parents before children. Empty while inactive."""
+        self.attachments: tuple[Attachment, ...] = ()
+        """Those that were filtered."""
+
+    @property
+    def what(self) -> str:
+        """The name of it in messages."""
+        return f"the tree of {self.pid}" if self.cgroup is None else f"cgroup {self.cgroup}"
+
+    @property
+    def closed(self) -> bool:
+        """True after :meth:`close`, or when all its attachments are closed."""
+        return self._pidfd < 0 and all(one.closed for one in self.attachments)
+
+    @property
+    def pidfd(self) -> int:
+        """The root of a tree. Raises AttachError for a cgroup, and for a root that was not filtered."""
+        if self.cgroup is None and self._pidfd >= 0:
+            return self._pidfd
+        for one in self.attachments:
+            if self.cgroup is None and one.pid == self.pid:
+                return one.pidfd
+        raise AttachError(errno.EINVAL, f"pidfd of {self.what}: it has none; each of its attachments does")
+
+    @property
+    def listeners(self) -> tuple[int, ...]:
+        """The raw listeners of all its attachments."""
+        return tuple(fd for one in self.attachments for fd in one.listeners)
+
+    def fileno(self) -> int:
+        """Return the only listener. Raises AttachError if there are none, or several: ``filter.fileno()`` is readable for all."""
+        found = self.listeners
+        if len(found) == 1:
+            return found[0]
+        raise AttachError(
+            errno.ENOTCONN, f"listener of {self.what}: there are {len(found)}; filter.fileno() is readable when any of them is"
+        )
+
+    def activate(self) -> None:
+        """Filter all who belong now, or raise and change nothing. Once is enough: then a no-op.
+
+        Raises as :meth:`Filter.attach` does; PartialAttachError if the kernel failed after it had agreed: its ``results``
+        say who has the filter, and these are in ``filter.attachments``.
+        """
+        with self._lock:
+            if self.activated:
+                return
+            self._check_open("activate")
+            self._take(_attach(self._filter, self))
+        for one in self.attachments:
+            one._changed("active", f"activated with {self.what}")
+
+    def _take(self, raw: _Group) -> None:
+        r, refusal, blamed, stop_ns, members = raw
+        outcomes, attachments = [], []
+        for index, (pidfd, member) in enumerate(members):
+            outcome = self._settle(pidfd, member, r < 0, index == blamed)
+            outcomes.append(outcome)
+            attachments += [outcome.attachment] if outcome.attachment is not None else []
+        listeners = tuple(fd for one in attachments for fd in one.listeners)
+        if listeners:
+            self._filter._listen(listeners)
+        if r < 0:
+            raise self._explain(r, refusal, blamed, members, tuple(outcomes))
+        self.results, self.attachments = tuple(outcomes), tuple(attachments)
+        results = [one.result for one in attachments if one.result is not None]
+        self.result = AttachResult(
+            threads=tuple(thread for one in results for thread in one.threads),
+            no_new_privs_set=any(one.no_new_privs_set for one in results),
+            suspended=any(one.suspended for one in results),
+            stop_ns=stop_ns,
+            residue=sum(one.residue for one in results),
+        )
+        self._filter._replace(self)
+        fd, self._pidfd = self._pidfd, -1
+        os.close(fd)
+
+    def _settle(self, pidfd: int, raw: Raw, refused: bool, blamed: bool) -> MemberOutcome:
+        """Make an attachment of a process that was filtered; close what came of any other."""
+        r, refusal, pid, threads = raw[0], raw[1], raw[4], raw[11]
+        filtered = bool(threads)
+        attachment = Attachment(self._filter, pid, pidfd, "all", self.no_new_privs, self.timeout) if pidfd >= 0 else None
+        try:
+            if attachment is None:
+                raise self._explain_member(raw)
+            if r == 0 and not filtered:
+                raise AttachError(errno.ECANCELED, "it would have been filtered, had nobody refused")
+            attachment.result, attachment._listeners = installed(raw, attachment)
+        except (AttachError, UnsupportedError, KernelError) as error:
+            if attachment is not None:
+                attachment.close()
+            outcome: Outcome = "unchanged" if r == 0 else "gone" if refusal == _REFUSED_GONE else "skipped"
+            if blamed and outcome == "skipped":
+                outcome = "failed" if refusal in (_REFUSED_PARTIAL, _REFUSED_NO_LISTENER) else "refused"
+            return MemberOutcome(pid, outcome, str(error.args[1]), None)
+        self._filter._adopt(attachment)
+        return MemberOutcome(pid, "filtered", "", attachment)
+
+    def _explain_member(self, raw: Raw) -> AttachError | UnsupportedError | KernelError:
+        return explain(raw[1], -raw[0], raw[4], raw[2], raw[3], tuple(t[0] for t in raw[11]), self.timeout)
+
+    def _explain(
+        self, r: int, refusal: int, blamed: int, members: list[tuple[int, Raw]], results: tuple[MemberOutcome, ...]
+    ) -> AttachError | UnsupportedError | KernelError:
+        error: AttachError | UnsupportedError | KernelError
+        if blamed >= 0 and refusal < _CALLER:
+            error = self._explain_member(members[blamed][1])
+        else:
+            error = self._explain_all(-r, refusal)
+        done = tuple(one for one in results if one.outcome == "filtered")
+        if done:
+            tids = tuple(t.tid for one in done if one.attachment and one.attachment.result for t in one.attachment.result.threads)
+            why = error.args[1] if len(error.args) > 1 else error
+            text = f"attach to {self.what}: after all had been checked it failed, and {len(done)} processes have it: {why}"
+            partial = PartialAttachError(-r, text, done=tids)
+            partial.results = results
+            return partial
+        error.add_note(f"nothing was changed in any process of {self.what}")
+        return error
+
+    def _explain_all(self, error: int, refusal: int) -> AttachError | UnsupportedError | KernelError:
+        what = f"attach to {self.what}"
+        match refusal:
+            case 15:
+                return AttachError(
+                    errno.EDEADLK,
+                    f"{what}: this process ({os.getpid()}) is in it, and cannot stop itself; attach from outside of it, or, with a "
+                    "target of None, to this process alone",
+                )
+            case 16:
+                return UnsupportedError(
+                    error, f"{what}: a process in it belongs to another pid namespace, and has no number here; attach from there"
+                )
+            case 17:
+                return AttachError(error, f"{what}: {_cgroup_error(error)}")
+            case 18:
+                return AttachError(
+                    error,
+                    f"{what}: each process takes a descriptor here, and a second one if the program notifies, and RLIMIT_NOFILE has no "
+                    "room for so many; raise it (ulimit -n)",
+                )
+            case 1:
+                return TargetGoneError(errno.ESRCH, f"{what}: no process is left in it")
+            case 12 if error == errno.EINTR:
+                return AttachError(
+                    error, f"{what}: the injecting process was killed; each process is untouched or wholly filtered, see ps.query()"
+                )
+        return explain(refusal, error, self.pid, 0, 0, (), self.timeout)
+
+    def query(self) -> GroupState:
+        """Ask the kernel what is true of each process that was filtered, now; "active" if all that live carry it."""
+        self._check_open("query")
+        members = tuple(one.query() for one in self.attachments if not one.closed)
+        root = members[0].task if members else REAPED
+        if self.cgroup is None:
+            root = next((one.task for one in members if one.pid == self.pid), root)
+            root = query(pidfd=self._pidfd) if self._pidfd >= 0 else root
+        return GroupState(state=self._state(members, root.state), pid=self.pid, task=root, members=members)
+
+    def _state(self, members: tuple[AttachmentState, ...], root: State) -> State:
+        if not self.activated:
+            return "dead" if self.cgroup is None and root == "dead" else "inactive"
+        living = {one.state for one in members} - {"dead"}
+        return "dead" if not living else "detached" if "detached" in living else "active"
+
+    def fail_closed(self) -> None:
+        """Activate, unless it is active, dead or closed."""
+        if not self.closed and not self.activated and self.query().state != "dead":
+            self.activate()
+
+    def close(self) -> None:
+        """Close all its attachments, see :meth:`Attachment.close`."""
+        if self._pidfd >= 0:
+            super().close()
+        for one in self.attachments:
+            one.close()
+
+    def __del__(self) -> None:
+        if not self.activated:  # else it owns nothing: the attachments do
+            super().__del__()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self.attachments)} processes" if self.activated else "inactive"
+        return f"<GroupAttachment to {self.what} {state}>"
+
+
+_Group = tuple[int, int, int, int, list[tuple[int, Raw]]]
+
+
+def _attach(filter: Filter, group: GroupAttachment) -> _Group:
+    flags = program_flags(filter.log, filter.wait_killable and filter.program.notifies)
+    tree = group.cgroup is None
+    return _core.attach_group(
+        group._pidfd if tree else -1,
+        -1 if tree else group._pidfd,
+        bytes(filter.program),
+        flags,
+        NO_NEW_PRIVS[group.no_new_privs],
+        gate.yama_scope() == 1 and not gate.has_cap_sys_ptrace(),
+        int(group.timeout * 1e9),
+        group.on_error == "skip",
+    )
+
+
+def _cgroup_error(error: int) -> str:
+    match error:
+        case errno.EMEDIUMTYPE:
+            return "that is no directory of a cgroup file system (v1 or v2)"
+        case errno.EOPNOTSUPP:
+            return "it is a threaded cgroup, which has no processes of its own; give the domain above it (cgroup.type tells)"
+        case errno.ENODEV | errno.ENOENT:
+            return "it was removed"
+        case errno.ELOOP:
+            return "more than 64 cgroups below each other"
+    return f"reading cgroup.procs: {os.strerror(error)}"
+
+
+def bind(
+    filter: Filter,
+    target: Target | None,
+    pidfd: int | None,
+    cgroup: str | os.PathLike[str] | None,
+    on_error: Literal["abort", "skip"],
+    no_new_privs: bool | Literal["auto"],
+    timeout: float,
+) -> GroupAttachment:
+    """Make an inactive one. For Filter only."""
+    if cgroup is None:
+        pid, fd = open_target(target, pidfd)
+        return GroupAttachment(filter, pid, fd, None, on_error, no_new_privs, timeout)
+    if target is not None or pidfd is not None:
+        raise TypeError("attach() takes a target, a pidfd or cgroup=, not several of them")
+    path = os.fsdecode(cgroup)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise AttachError(error.errno or 0, f"attach to cgroup {path}: {error.strerror}") from None
+    return GroupAttachment(filter, 0, fd, path, on_error, no_new_privs, timeout)
+
+
+def check(
+    mode: str, threads: str, activate_on: object, deadline: object, on_deadline: str, on_supervisor_death: object
+) -> None:
+    """Refuse options that a group does not have."""
+    refused = {
+        "mode='gate'": (mode == "gate", "gate the process that starts the others: what it forks is under its gate"),
+        "mode='park'": (mode == "park", "processes park themselves"),
+        "activate_on=": (activate_on is not None, "attach with active=False, and call activate() when it happens"),
+        "deadline=": (deadline is not None, "give each process a deadline of its own, by attaching to it"),
+        "on_supervisor_death=": (on_supervisor_death is not None, "attach to each process, if it must be answered then"),
+    }
+    for option, (wanted, instead) in refused.items():
+        if wanted:
+            raise UnsupportedError(errno.EOPNOTSUPP, f"attach: {option} is for one process, not for tree=True or cgroup=; {instead}")
+    if threads != "all":
+        raise ValueError("attach: a tree or cgroup is stopped with all its threads: threads='all'")
+    if on_deadline != "activate":
+        raise ValueError("attach: on_deadline= goes with deadline=, which a tree or cgroup does not have")
