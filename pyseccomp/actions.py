@@ -9,7 +9,7 @@ from typing import Final
 
 from pyseccomp.errors import PolicyError
 
-_NAMES: Final = {
+NAMES: Final = {
     0x80000000: "KILL_PROCESS",
     0x00000000: "KILL_THREAD",
     0x00030000: "TRAP",
@@ -30,7 +30,7 @@ class Action(int):
     @property
     def name(self) -> str:
         """The action's name without its data; ``"0x00010000"`` for a word no kernel has a name for (it kills)."""
-        return _NAMES.get(self & 0xFFFF0000, f"{self & 0xFFFF0000:#010x}")
+        return NAMES.get(self & 0xFFFF0000, f"{self & 0xFFFF0000:#010x}")
 
     @property
     def data(self) -> int:

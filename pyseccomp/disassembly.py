@@ -10,8 +10,8 @@ from pyseccomp.actions import Action
 from pyseccomp.syscalls import Arch
 
 _LD, _LDX, _ST, _STX, _ALU, _JMP, _RET, _MISC = range(8)
-_ALU_OPS: Final = {0x00: "add", 0x10: "sub", 0x20: "mul", 0x30: "div", 0x40: "or", 0x50: "and", 0x60: "lsh", 0x70: "rsh", 0xA0: "xor"}
-_JUMPS: Final = {0x10: "jeq", 0x20: "jgt", 0x30: "jge", 0x40: "jset"}
+ALU_OPS: Final = {0x00: "add", 0x10: "sub", 0x20: "mul", 0x30: "div", 0x40: "or", 0x50: "and", 0x60: "lsh", 0x70: "rsh", 0xA0: "xor"}
+JUMPS: Final = {0x10: "jeq", 0x20: "jgt", 0x30: "jge", 0x40: "jset"}
 _TOKENS: Final = {arch.token: arch for arch in reversed(Arch)}
 
 
@@ -66,10 +66,25 @@ def _plain(code: int, k: int) -> str:
     if group in (_ST, _STX):
         return f"{'st ' if group == _ST else 'stx'}  M[{k}]"
     if group == _ALU:
-        return "neg" if code & 0xF0 == 0x80 else f"{_ALU_OPS[code & 0xF0]}  {_operand(code, k)}"
+        return "neg" if code & 0xF0 == 0x80 else f"{ALU_OPS[code & 0xF0]}  {_operand(code, k)}"
     if group == _RET:
         return "ret  a" if code & 0x18 == 0x10 else f"ret  {Action(k)}"
     return "tax" if code & 0xF8 == 0 else "txa"
+
+
+def unused(code: int) -> tuple[str, ...]:
+    """Return the names of the fields that an instruction of this code does not use."""
+    group = code & 0x07
+    jumps = () if group == _JMP and code & 0xF0 else ("jt", "jf")
+    by_register = code & 0x08 and (group == _ALU or (group == _JMP and code & 0xF0))
+    return (*jumps, "k") if by_register or group == _MISC or code in (0x80, 0x81, 0x84, 0x16) else jumps
+
+
+def _rest(code: int, jt: int, jf: int, k: int) -> str:
+    """What stands in the fields that an instruction does not use; nearly always nothing."""
+    fields = {"jt": jt, "jf": jf, "k": k}
+    text = " ".join(f"{name}={fields[name]:#x}" for name in unused(code) if fields[name])
+    return f" {{{text}}}" if text else ""
 
 
 def disassemble(program: bytes) -> str:
@@ -95,7 +110,7 @@ def disassemble(program: bytes) -> str:
             names.flow(yes, (held[0], k) if is_token else held)
             names.flow(no, held)
             targets |= {yes, no} - {at + 1}
-            text = f"{_JUMPS[code & 0xF0]:<4} {_operand(code, k)}, "
+            text = f"{JUMPS[code & 0xF0]:<4} {_operand(code, k)}, "
             text += f"L{yes}" if no == at + 1 else f"L{yes}, L{no}" if yes != at + 1 else f"+, L{no}"
         else:
             text = _plain(code, k)
@@ -106,7 +121,7 @@ def disassemble(program: bytes) -> str:
                     held = ("?", held[1])
             if group != _RET:
                 names.flow(at + 1, held)
-        lines.append((text, comment))
+        lines.append((text + _rest(code, jt, jf, k), comment))
     width = max(len(text) for text, _ in lines)
     out = []
     for at, (text, comment) in enumerate(lines):

@@ -1,7 +1,7 @@
 """Policy files of several formats through one door, and programs in the formats that others take.
 
 What a file is shows in its bytes: BPF has NUL bytes (no instruction is without), JSON begins with ``{``, minijail's text has lines that
-begin with ``call:`` or ``@``, and a C array says ``struct sock_filter``.
+begin with ``call:`` or ``@``, a C array says ``struct sock_filter``, and a program as text begins with an instruction.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal
 
-from pyseccomp import equivalence, firecracker, minijail, minijail_compiler, oci, syscalls
+from pyseccomp import assembly, equivalence, firecracker, minijail, minijail_compiler, oci, syscalls
 from pyseccomp.actions import ALLOW
 from pyseccomp.equivalence import Difference
 from pyseccomp.errors import PolicyError, ProgramError
@@ -20,7 +20,7 @@ from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.syscalls import Arch, ArchLike
 
-Format = Literal["oci", "firecracker", "bpf", "minijail", "c-header"]
+Format = Literal["oci", "firecracker", "bpf", "minijail", "c-header", "text"]
 Dialect = Literal["minijail0", "compiler"]
 OUTPUTS: Final = ("bpf", "oci", "c-header", "text")
 MAX_SIZE: Final = 16 << 20
@@ -37,14 +37,15 @@ def load(
     thread: str | None = None,
     dialect: Dialect = "minijail0",
 ) -> Policy | Program:
-    """Read a file of any format: an OCI profile, Firecracker's filters, minijail's rules as a Policy, raw BPF as a Program.
+    """Read a file of any format: an OCI profile, Firecracker's filters, minijail's rules as a Policy; BPF, also as text, as a Program.
 
-    caps and kernel are for OCI profiles (:func:`pyseccomp.oci.load`), thread for Firecracker's filters, arch for all but BPF; dialect for minijail's policies
-    ("minijail0", or "compiler" for those of compile_seccomp_policy.py, which mean something else by the same words).
+    caps and kernel are for OCI profiles (:func:`pyseccomp.oci.load`), thread for Firecracker's filters, arch for all but BPF;
+    dialect for minijail's policies ("minijail0", or "compiler" for those of compile_seccomp_policy.py, which mean something
+    else by the same words).
 
     Raises:
         PolicyError: cannot be read, or is not valid; the message has the file, the place in it and the reason.
-        ProgramError: raw BPF that the kernel would refuse.
+        ProgramError: BPF that the kernel would refuse, or text that is no program.
     """
     name = os.fspath(path)
     try:
@@ -64,8 +65,11 @@ def detect(data: bytes, name: str = "data") -> Format:
         return "bpf"
     if b"\0" not in data and b"struct sock_filter" in data:
         return "c-header"
-    if b"\0" not in data and data.lstrip()[:1] != b"{" and minijail.is_policy(data):
-        return "minijail"
+    if b"\0" not in data and data.lstrip()[:1] != b"{":
+        if assembly.looks_like(data):
+            return "text"
+        if minijail.is_policy(data):
+            return "minijail"
     if data.lstrip()[:1] != b"{" or b"\0" in data:
         raise ProgramError(
             f"{name}: neither OCI JSON (which begins with '{{') nor BPF (a multiple of 8 bytes, not 0): {len(data)} bytes"
@@ -89,9 +93,11 @@ def parse(
     if dialect not in ("minijail0", "compiler"):
         raise PolicyError(f"dialect={dialect!r}: must be 'minijail0' or 'compiler'")
     kind = "minijail" if dialect == "compiler" else detect(data, name)
-    if kind in ("bpf", "c-header"):
+    if kind in ("bpf", "c-header", "text"):
+        if kind != "bpf":
+            data = _from_c(data, name) if kind == "c-header" else assembly.assemble(data.decode(errors="replace"), name)
         try:
-            return Program.from_bytes(data if kind == "bpf" else _from_c(data, name))
+            return Program.from_bytes(data)
         except ProgramError as error:
             raise ProgramError(f"{name}: {error}", index=error.index) from None
     if kind == "minijail":

@@ -56,6 +56,17 @@ class Program:
         """
         return cls(data)
 
+    @classmethod
+    def from_text(cls, text: str) -> Program:
+        """Make a program of text as :meth:`disassemble` writes it; labels, numbers and comments may be left out or changed.
+
+        Raises:
+            ProgramError: not such text, or the kernel would refuse it; the message has the line or instruction and the reason.
+        """
+        from pyseccomp.assembly import assemble
+
+        return cls(assemble(text))
+
     def __len__(self) -> int:
         return len(self._bytes) // 8
 
