@@ -198,6 +198,8 @@ static int look(struct psc_job *job)
 		return psc_job_refuse(job, PSC_REFUSED_KERNEL_THREAD, -EPERM);
 	if (!job->before.alive)
 		return psc_job_refuse(job, PSC_REFUSED_GONE, -ESRCH);
+	if (psc_visit_is_frozen(job->visit.tgid))
+		return psc_job_refuse(job, PSC_REFUSED_FROZEN, -EAGAIN);
 	for (size_t i = 0; i < job->before.n_threads; i++) {
 		const struct psc_task_state *task = &job->before.threads[i];
 

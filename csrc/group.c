@@ -30,6 +30,7 @@
 #define CLEAN_SCANS 2
 #define SCANS_BESIDE_OTHERS 10	/* that may find somebody new while one who is left out makes them */
 #define DEATH_TRIES 50
+#define CHECK_NS 200000000	/* for the calls of a check, where the stop has used up all the time */
 #define SPARE_FDS 32		/* that the caller's limit must leave it */
 
 int psc_group_refuse(struct psc_group *group, struct psc_member *member, enum psc_refusal why, int error)
@@ -149,6 +150,8 @@ static int stop_member(struct psc_group *group, struct psc_member *member)
 	}
 	if (r < 0)
 		return psc_group_refuse(group, member, PSC_REFUSED_DESCRIPTORS, r);
+	if (!visit->n && psc_visit_is_frozen(member->pid))
+		return failed(group, member, psc_job_refuse(&member->job, PSC_REFUSED_FROZEN, -EAGAIN));
 	/* Past the deadline too: who comes then because another was left out must have a chance. */
 	visit->deadline = now < group->deadline && now + SLICE_NS > group->deadline ? group->deadline : now + SLICE_NS;
 	r = psc_visit_stop(visit);
@@ -274,10 +277,13 @@ static int check_all(struct psc_group *group)
 {
 	for (struct psc_member *member = group->first; member; member = member->next) {
 		struct psc_tracee *tracee;
+		uint64_t deadline;
 		int r = -ESRCH;
 
 		if (member->state != PSC_MEMBER_STOPPED)
 			continue;
+		deadline = psc_now_ns() + CHECK_NS;
+		member->job.visit.deadline = deadline > group->deadline ? deadline : group->deadline;
 		tracee = psc_job_choose(&member->job);
 		if (tracee)
 			r = psc_job_look(&member->job, tracee->tid, &member->leader);
@@ -313,6 +319,13 @@ static void nobody_has_it(struct psc_group *group)
 		psc_group_refuse(group, group->first, PSC_REFUSED_GONE, -ESRCH);
 }
 
+/* Who did not come to the end of the call in time finishes alone, when it runs. */
+static bool past_return(const struct psc_member *member, int error)
+{
+	return error == -ETIMEDOUT || member->result.refusal == PSC_REFUSED_PARTIAL ||
+	       member->result.refusal == PSC_REFUSED_NO_LISTENER;
+}
+
 /* Once somebody has it the others get it, too. */
 static void commit_all(struct psc_group *group)
 {
@@ -326,8 +339,7 @@ static void commit_all(struct psc_group *group)
 		member->job.manager = committed ? 0 : group->common.manager;
 		r = psc_job_commit(&member->job);
 		member->filtered = r == 0;
-		committed |= r == 0 || member->result.refusal == PSC_REFUSED_PARTIAL ||
-			     member->result.refusal == PSC_REFUSED_NO_LISTENER;
+		committed |= r == 0 || past_return(member, r);
 		member->outcome = r;
 		if (r < 0 && !committed && failed(group, member, r) < 0) {
 			give_up(group);
@@ -336,8 +348,10 @@ static void commit_all(struct psc_group *group)
 		if (r < 0 && committed && (member->result.refusal == PSC_REFUSED_GONE || has_died(member))) {
 			member->result.refusal = PSC_REFUSED_GONE;
 			member->outcome = -ESRCH;
-		} else if (r < 0 && committed && !group->refused) {
-			psc_group_refuse(group, member, member->result.refusal, r);
+		} else if (r < 0 && committed) {
+			member->failed = true;
+			if (!group->refused)
+				psc_group_refuse(group, member, member->result.refusal, r);
 		}
 	}
 	if (!committed)
@@ -406,13 +420,24 @@ static int filters_of(const struct psc_process_state *process, pid_t tid)
 	return -1;
 }
 
+static enum psc_became became(const struct psc_member *member)
+{
+	if (member->filtered)
+		return PSC_BECAME_FILTERED;
+	if (member->failed)
+		return PSC_BECAME_FAILED;
+	if (member->outcome == 0)
+		return PSC_BECAME_NOTHING;
+	return member->result.refusal == PSC_REFUSED_GONE ? PSC_BECAME_GONE : PSC_BECAME_REFUSED;
+}
+
 /* The list of threads moves to memory of the caller's kind, with what the kernel says now. */
 static void report_member(const struct psc_member *member, struct psc_group_member *ret)
 {
 	struct psc_thread_outcome *mapped = member->result.threads;
 	struct psc_process_state after = { 0 };
 
-	*ret = (struct psc_group_member){ member->pid, member->pidfd, member->outcome, member->result };
+	*ret = (struct psc_group_member){ member->pid, member->pidfd, became(member), member->outcome, member->result };
 	if (!mapped)
 		return;
 	ret->result.threads = calloc(member->result.n_threads + 1, sizeof(*mapped));

@@ -17,7 +17,7 @@ struct psc_member {
 		PSC_MEMBER_OUT,	    /* left alone: it refused or died; outcome says so */
 		PSC_MEMBER_FORGOTTEN, /* never was one: dead before it stopped, or somebody else */
 	} state;
-	bool filtered;
+	bool filtered, failed; /* failed: when there was no way back any more */
 	int outcome;
 	int pidfd;
 	struct psc_attach_options options;

@@ -262,6 +262,8 @@ enum psc_refusal {
 	PSC_REFUSED_OUTSIDE,	     /* one belongs to another pid namespace, and has no number here */
 	PSC_REFUSED_CGROUP,	     /* the directory is none of a cgroup, or cannot be read */
 	PSC_REFUSED_DESCRIPTORS,     /* more than RLIMIT_NOFILE has room for */
+	/* Of one or many: */
+	PSC_REFUSED_FROZEN,	     /* in a frozen cgroup of v2, where no injected call is made */
 };
 
 enum psc_no_new_privs { PSC_NO_NEW_PRIVS_NEVER, PSC_NO_NEW_PRIVS_ALWAYS, PSC_NO_NEW_PRIVS_AUTO };
@@ -318,10 +320,19 @@ struct psc_group_options {
 	bool by_parent;			  /* look for children in all of /proc, as where the kernel lists none */
 };
 
+enum psc_became {
+	PSC_BECAME_NOTHING,  /* nothing was done to it, because another refused */
+	PSC_BECAME_FILTERED,
+	PSC_BECAME_GONE,     /* it died meanwhile */
+	PSC_BECAME_REFUSED,  /* it was left as it was */
+	PSC_BECAME_FAILED,   /* it has it in part, or without its listener, or will when it runs: see the refusal */
+};
+
 struct psc_group_member {
 	pid_t pid;
 	int pidfd;   /* yours to close; -1: it was let go before there was one */
-	int outcome; /* 0: filtered. -ESRCH with PSC_REFUSED_GONE: it died. Else it was left alone, or refused */
+	enum psc_became became;
+	int error;   /* 0 or -errno, with result.refusal */
 	struct psc_attach_result result;
 };
 

@@ -63,6 +63,10 @@ struct psc_visit {
 	unsigned long options; /* PTRACE_O_* wanted beside the usual, once stopped */
 };
 
+/* Is it in a frozen cgroup of v2? There it can be stopped, but nothing that it is then
+ * made to execute runs before it is thawed. */
+bool psc_visit_is_frozen(pid_t pid);
+
 /* Seize and stop all threads, until a whole scan finds no unknown one. On
  * failure call psc_visit_release() all the same. -EBUSY: other_tracer holds
  * blamed. -EPERM, -ESRCH. -ETIMEDOUT: blamed would not stop. */

@@ -77,6 +77,38 @@ int psc_visit_wait(struct psc_visit *visit, pid_t tid, int *ret_status)
 	}
 }
 
+/* ------------------------------------------------------------------ frozen */
+
+static long read_proc(pid_t pid, const char *name, char *text, size_t size)
+{
+	char path[32];
+	long fd, n;
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
+	fd = psc_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return fd;
+	n = psc_sys(SYS_read, fd, text, size - 1);
+	psc_sys(SYS_close, fd);
+	text[n > 0 ? n : 0] = '\0';
+	return n;
+}
+
+/* The kernel tells nobody of the task itself. Who is frozen sleeps, interruptibly, where
+ * else only the stopped are; where the kernel names no functions nobody seems frozen. */
+bool psc_visit_is_frozen(pid_t pid)
+{
+	char text[512], *name_end;
+
+	if (read_proc(pid, "wchan", text, sizeof(text)) <= 0 ||
+	    (strcmp(text, "get_signal") != 0 && strcmp(text, "do_freezer_trap") != 0))
+		return false;
+	if (read_proc(pid, "stat", text, sizeof(text)) <= 0)
+		return false;
+	name_end = strrchr(text, ')');
+	return name_end && name_end[1] == ' ' && name_end[2] == 'S';
+}
+
 /* ------------------------------------------------------------------- seize */
 
 /* Why the kernel would not let us seize a thread. */

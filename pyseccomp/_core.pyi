@@ -30,7 +30,7 @@ def install_knows_flags(flags: int) -> bool: ...
 def attach(
     pidfd: int, program: Buffer, flags: int, no_new_privs: int, leader_only: bool, in_thread: bool, timeout_ns: int
 ) -> tuple[int, int, int, int, int, int, int, bool, bool, int, int, list[tuple[int, int, int, int]]]: ...
-# (r, refusal, blamed, stop_ns, [(pidfd, as of attach)])
+# (r, refusal, blamed, stop_ns, [(pidfd, enum psc_became, as of attach)])
 def attach_group(
     pidfd: int,
     cgroup: int,
@@ -42,7 +42,11 @@ def attach_group(
     skip: bool,
     by_parent: bool = False,
 ) -> tuple[
-    int, int, int, int, list[tuple[int, tuple[int, int, int, int, int, int, int, bool, bool, int, int, list[tuple[int, int, int, int]]]]]
+    int,
+    int,
+    int,
+    int,
+    list[tuple[int, int, tuple[int, int, int, int, int, int, int, bool, bool, int, int, list[tuple[int, int, int, int]]]]],
 ]: ...
 @final
 class Trigger:

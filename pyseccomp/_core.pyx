@@ -219,7 +219,7 @@ def attach_group(int pidfd, int cgroup, const uint8_t[::1] program, uint32_t fla
         r = cpsc.psc_attach_group(&options, &result)
     try:
         members = [
-            (result.members[i].pidfd, _attach_result(result.members[i].outcome, &result.members[i].result))
+            (result.members[i].pidfd, result.members[i].became, _attach_result(result.members[i].error, &result.members[i].result))
             for i in range(result.n)
         ]
         return r, <int>result.refusal, result.blamed, result.stop_ns, members

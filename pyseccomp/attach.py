@@ -688,6 +688,12 @@ def explain(
                 f"{what}: the program notifies, but forbids close(), so the listener could not be closed in the target; "
                 "allow or notify close, or attach with CAP_SYS_ADMIN",
             )
+        case 11 if error == errno.ETIMEDOUT:
+            return AttachError(
+                error,
+                f"{what}: the injected call did not come to its end in time (frozen meanwhile?); it may when it runs on, and the "
+                "filter is in force then",
+            )
         case 11:
             return AttachError(
                 error,
@@ -703,6 +709,10 @@ def explain(
                 f"{os.strerror(error)}; {len(done)} threads have it",
                 tid=tid,
                 done=done,
+            )
+        case 19:
+            return TargetBusyError(
+                error, f"{what}: it is in a frozen cgroup (cgroup.freeze), where no injected call is made; thaw that first"
             )
         case 15 | 16 | 17 | 18:
             return AttachError(error, f"{what}: {os.strerror(error)}")

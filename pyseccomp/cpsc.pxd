@@ -99,7 +99,7 @@ cdef extern from "psc.h" nogil:
         PSC_REFUSED_TRACED, PSC_REFUSED_UNSTOPPABLE, PSC_REFUSED_STRICT, PSC_REFUSED_FILTERED
         PSC_REFUSED_PRIVILEGE, PSC_REFUSED_NO_ROOM, PSC_REFUSED_LISTENER_STUCK, PSC_REFUSED_FAULT
         PSC_REFUSED_INJECTOR, PSC_REFUSED_PARTIAL, PSC_REFUSED_NO_LISTENER
-        PSC_REFUSED_CALLER, PSC_REFUSED_OUTSIDE, PSC_REFUSED_CGROUP, PSC_REFUSED_DESCRIPTORS
+        PSC_REFUSED_CALLER, PSC_REFUSED_OUTSIDE, PSC_REFUSED_CGROUP, PSC_REFUSED_DESCRIPTORS, PSC_REFUSED_FROZEN
     cdef enum psc_no_new_privs:
         PSC_NO_NEW_PRIVS_NEVER, PSC_NO_NEW_PRIVS_ALWAYS, PSC_NO_NEW_PRIVS_AUTO
     cdef struct psc_attach_options:
@@ -139,7 +139,8 @@ cdef extern from "psc.h" nogil:
     cdef struct psc_group_member:
         int pid
         int pidfd
-        int outcome
+        int became
+        int error
         psc_attach_result result
     cdef struct psc_group_result:
         size_t n

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from dataclasses import dataclass
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
 
 Outcome = Literal["filtered", "gone", "skipped", "refused", "failed", "unchanged"]
 
-_CALLER, _OUTSIDE, _CGROUP, _DESCRIPTORS = 15, 16, 17, 18  # enum psc_refusal
-_REFUSED_GONE, _REFUSED_PARTIAL, _REFUSED_NO_LISTENER = 1, 13, 14
+_CALLER, _FROZEN = 15, 19  # enum psc_refusal
+_BECAME: tuple[Outcome, ...] = ("unchanged", "filtered", "gone", "skipped", "failed")  # enum psc_became
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class MemberOutcome:
     outcome: Outcome
     """"filtered": every thread of it carries the filter. "gone": it died meanwhile. "skipped": it refused, and was left as it
     was (``on_error="skip"``). In an error's ``results`` also "refused": it is why nothing was done; "unchanged": so it was not
-    filtered either; "failed": the kernel did not do there what it had agreed to."""
+    filtered either; "failed": the kernel did not do there what it had agreed to, and ``reason`` says what is true of it."""
     reason: str
     """Why, if not "filtered"."""
     attachment: Attachment | None
@@ -152,8 +151,9 @@ class GroupAttachment(Attachment):
     def _take(self, raw: _Group) -> None:
         r, refusal, blamed, stop_ns, members = raw
         outcomes, attachments = [], []
-        for index, (pidfd, member) in enumerate(members):
-            outcome = self._settle(pidfd, member, r < 0, index == blamed)
+        for index, (pidfd, became, member) in enumerate(members):
+            what: Outcome = "refused" if index == blamed and _BECAME[became] == "skipped" else _BECAME[became]
+            outcome = self._settle(pidfd, what, member)
             outcomes.append(outcome)
             attachments += [outcome.attachment] if outcome.attachment is not None else []
         listeners = tuple(fd for one in attachments for fd in one.listeners)
@@ -174,36 +174,31 @@ class GroupAttachment(Attachment):
         fd, self._pidfd = self._pidfd, -1
         os.close(fd)
 
-    def _settle(self, pidfd: int, raw: Raw, refused: bool, blamed: bool) -> MemberOutcome:
+    def _settle(self, pidfd: int, outcome: Outcome, raw: Raw) -> MemberOutcome:
         """Make an attachment of a process that was filtered; close what came of any other."""
-        r, refusal, pid, threads = raw[0], raw[1], raw[4], raw[11]
-        filtered = bool(threads)
-        attachment = Attachment(self._filter, pid, pidfd, "all", self.no_new_privs, self.timeout) if pidfd >= 0 else None
-        try:
-            if attachment is None:
-                raise self._explain_member(raw)
-            if r == 0 and not filtered:
-                raise AttachError(errno.ECANCELED, "it would have been filtered, had nobody refused")
+        if outcome == "filtered":
+            attachment = Attachment(self._filter, raw[4], pidfd, "all", self.no_new_privs, self.timeout)
             attachment.result, attachment._listeners = installed(raw, attachment)
-        except (AttachError, UnsupportedError, KernelError) as error:
-            if attachment is not None:
-                attachment.close()
-            outcome: Outcome = "unchanged" if r == 0 else "gone" if refusal == _REFUSED_GONE else "skipped"
-            if blamed and outcome == "skipped":
-                outcome = "failed" if refusal in (_REFUSED_PARTIAL, _REFUSED_NO_LISTENER) else "refused"
-            return MemberOutcome(pid, outcome, str(error.args[1]), None)
-        self._filter._adopt(attachment)
-        return MemberOutcome(pid, "filtered", "", attachment)
+            self._filter._adopt(attachment)
+            return MemberOutcome(raw[4], outcome, "", attachment)
+        for fd in (pidfd, raw[5], *(thread[3] for thread in raw[11])):
+            if fd >= 0:
+                os.close(fd)
+        reason = "another refused" if outcome == "unchanged" else str(self._explain_member(raw).args[1])
+        return MemberOutcome(raw[4], outcome, reason, None)
 
     def _explain_member(self, raw: Raw) -> AttachError | UnsupportedError | KernelError:
-        return explain(raw[1], -raw[0], raw[4], raw[2], raw[3], tuple(t[0] for t in raw[11]), self.timeout)
+        try:
+            return explain(raw[1], -raw[0], raw[4], raw[2], raw[3], tuple(t[0] for t in raw[11]), self.timeout)
+        except TargetGoneError as error:  # it could not be asked for more any more
+            return error
 
     def _explain(
-        self, r: int, refusal: int, blamed: int, members: list[tuple[int, Raw]], results: tuple[MemberOutcome, ...]
+        self, r: int, refusal: int, blamed: int, members: list[tuple[int, int, Raw]], results: tuple[MemberOutcome, ...]
     ) -> AttachError | UnsupportedError | KernelError:
         error: AttachError | UnsupportedError | KernelError
-        if blamed >= 0 and refusal < _CALLER:
-            error = self._explain_member(members[blamed][1])
+        if blamed >= 0 and (refusal < _CALLER or refusal == _FROZEN):
+            error = self._explain_member(members[blamed][2])
         else:
             error = self._explain_all(-r, refusal)
         done = tuple(one for one in results if one.outcome == "filtered")
@@ -283,7 +278,7 @@ class GroupAttachment(Attachment):
         return f"<GroupAttachment to {self.what} {state}>"
 
 
-_Group = tuple[int, int, int, int, list[tuple[int, Raw]]]
+_Group = tuple[int, int, int, int, list[tuple[int, int, Raw]]]
 
 
 def _attach(filter: Filter, group: GroupAttachment) -> _Group:

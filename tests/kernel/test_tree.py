@@ -199,6 +199,37 @@ def test_with_skip_all_but_the_one_that_is_traced_are_filtered() -> None:
                     assert set(filter_counts(pid).values()) <= {1}
 
 
+def test_with_skip_a_root_that_refuses_is_left_alone_and_its_children_are_filtered() -> None:
+    with with_strict_child() as (root, strict, idle), victim(build_victim("tracer"), str(root.pid)), ps.Filter(deny_getppid()) as f:
+        group = f.attach(root, tree=True, on_error="skip")
+        assert {one.pid: one.outcome for one in group.results} == {root.pid: "skipped", strict: "skipped", idle: "filtered"}
+        assert filter_counts(root.pid)[root.pid] == 0
+        with pytest.raises(ps.AttachError, match="each of its attachments"):
+            group.pidfd  # noqa: B018
+        assert group.query().state == "active"
+
+
+def test_with_skip_it_is_an_error_if_all_refuse() -> None:
+    with victim(build_victim("idle")) as root, victim(build_victim("tracer"), str(root.pid)), ps.Filter(deny_getppid()) as f:
+        with pytest.raises(ps.TargetBusyError):
+            f.attach(root, tree=True, on_error="skip")
+        assert f.attachments == ()
+        assert ask(root)["probe"] == 0
+
+
+def test_with_skip_one_that_does_not_stop_in_time_is_left_alone() -> None:
+    script = f"exec 3<&0; {build_victim('vforker')} <&3 & {build_victim('idle')} <&3 & wait"
+    with victim("/bin/sh", "-c", script, ready=None) as root, ps.Filter(deny_getppid()) as f:
+        wait_until(lambda: set(names_of_children(root.pid)) == {"vforker", "idle"}, "all children")
+        wait_until(lambda: len(descendants(root.pid)) == 3, "vfork")
+        children = names_of_children(root.pid, deep=False)
+        group = f.attach(root, tree=True, on_error="skip", timeout=0.3)
+        outcomes = {one.pid: one.outcome for one in group.results}
+        assert outcomes[root.pid] == outcomes[children["idle"]] == "filtered"
+        assert outcomes[children["vforker"]] == "skipped"
+        assert filter_counts(children["vforker"])[children["vforker"]] == 0
+
+
 @contextlib.contextmanager
 def with_strict_child() -> Iterator[tuple[Victim, int, int]]:
     """A shell with an idle child, and one in strict mode."""
@@ -210,9 +241,9 @@ def with_strict_child() -> Iterator[tuple[Victim, int, int]]:
         yield root, children["strict"], children["idle"]
 
 
-def names_of_children(pid: int) -> dict[str, int]:
-    """What the children execute."""
-    return {status_field(one, "Name"): one for one in descendants(pid)}
+def names_of_children(pid: int, deep: bool = True) -> dict[str, int]:
+    """What the children (and those of these) execute."""
+    return {status_field(one, "Name"): one for one in descendants(pid) if deep or int(status_field(one, "PPid")) == pid}
 
 
 def test_a_descendant_in_strict_mode_keeps_all_from_being_filtered() -> None:
