@@ -224,7 +224,7 @@ def test_an_ordinary_user_filters_his_processes_and_is_told_of_those_that_are_no
             assert group.result is not None and group.result.no_new_privs_set
             return {one.pid: one.outcome for one in group.results}, "", group.results[-1].reason
 
-    with victim(build_victim("idle"), user=NOBODY) as his, victim(build_victim("idle")) as another:
+    with victim(build_victim("idle"), user=NOBODY, group=NOBODY, extra_groups=[]) as his, victim(build_victim("idle")) as another:
         move(his.pid, cgroup)
         move(another.pid, cgroup)
         outcomes, error, _ = in_child(attach_as_nobody, "abort")
