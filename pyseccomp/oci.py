@@ -4,9 +4,10 @@ What runc does is what is meant here, also where the specification is silent: a 
 rule with the default's own answer is skipped; several comparisons of the same argument in one rule are alternatives, each
 a rule of its own, while comparisons of different arguments must all hold; names that no architecture has are skipped
 (they are listed in ``policy.ignored``); the machine's own architecture is always one of the program's, and calls of others
-kill the thread; a call's first rule without comparisons decides alone, as libseccomp lets it; on 32-bit ABIs arguments
-have 32 bits. One thing is left out: runc also answers ENOSYS to calls newer than any that the profile names; here they get
-the profile's default.
+kill the thread; a call's first rule without comparisons decides alone, as libseccomp lets it, and where comparisons have
+different actions they are tried in its order (:mod:`pyseccomp.compat_rules`); on 32-bit ABIs arguments have 32 bits. One
+thing is left out: runc also answers ENOSYS to calls newer than any that the profile names; here they get the profile's
+default.
 
 containers-common's ``errno`` and ``defaultErrno`` (a name or a number) take precedence over errnoRet, as they do there.
 """
@@ -24,6 +25,8 @@ from typing import Any, Final, NoReturn, cast
 
 from pyseccomp import actions, syscalls
 from pyseccomp.actions import Action, Arg, Condition, Op
+from pyseccomp.compat_rules import CallRules, ConflictError
+from pyseccomp.equivalence import difference
 from pyseccomp.errors import PolicyError, UnknownSyscallError
 from pyseccomp.policy import Policy, Rule
 from pyseccomp.syscalls import IDS, Arch, ArchLike
@@ -31,6 +34,7 @@ from pyseccomp.syscalls import IDS, Arch, ArchLike
 MAX_SIZE: Final = 16 << 20
 _CHUNK: Final = 1 << 16
 _WORD: Final = (1 << 64) - 1
+_LOW: Final = (1 << 32) - 1
 _ACTIONS: Final = {
     "SCMP_ACT_KILL": actions.KILL_THREAD,
     "SCMP_ACT_KILL_THREAD": actions.KILL_THREAD,
@@ -69,7 +73,7 @@ _RULE_KEYS: Final = frozenset(("names", "name", "action", "errnoRet", "errno", "
 _ARG_KEYS: Final = frozenset(("index", "value", "valueTwo", "op"))
 _WHEN_KEYS: Final = frozenset(("caps", "arches", "minKernel"))
 _EXTENSION_KEYS: Final = frozenset(("badArch", "badArchData", "lowWords"))
-_ALWAYS: Final[list[tuple[Condition, ...]]] = [()]
+_ALWAYS: Final[list[tuple[Arg, ...]]] = [()]
 _ARCHES: Final = {f"SCMP_ARCH_{arch.name}": arch for arch in Arch}
 _ENGINE_NAMES: Final = {Arch.X86_64: "amd64", Arch.AARCH64: "arm64", Arch.MIPSEL: "mipsle", Arch.LOONGARCH64: "loong64"}
 _CONDITION_ARCHES: Final = {_ENGINE_NAMES.get(arch, arch.value) for arch in Arch}
@@ -268,7 +272,7 @@ class _Reader:
             self.fail(f"{path}.minKernel", f"{text!r} is not a kernel version like 4.8")
         return int(match[1]), int(match[2])
 
-    def alternatives(self, rule: Mapping[str, Any], path: str) -> list[tuple[Condition, ...]]:
+    def alternatives(self, rule: Mapping[str, Any], path: str) -> list[tuple[Arg, ...]]:
         """The rule's conditions: one conjunction, or one alternative per comparison where an argument occurs twice."""
         entries = self.typed(rule, path, "args", list)
         if not entries:
@@ -434,7 +438,7 @@ def _check_kept(reader: _Reader, profile: Mapping[str, Any]) -> None:
         reader.fail("$.listenerMetadata", "is given without listenerPath")
 
 
-_Resolved = tuple[str, Action, Sequence[str], list[tuple[Condition, ...]]]
+_Resolved = tuple[str, Action, Sequence[str], list[tuple[Arg, ...]]]
 """Where it stands, the action, the calls, the alternatives."""
 
 
@@ -467,17 +471,66 @@ def _add(reader: _Reader, policy: Policy, found: list[_Resolved], strict: bool) 
                 calls = [call for call in calls if call not in whole]
             whole.update(calls)
         known.append((rule, calls))
-    mixed = _mixed(known)
-    said: dict[tuple[int, frozenset[Condition]], tuple[str, Action]] = {}
-    for rule, calls in known:
-        _, action, _, alternatives = rule
+    special = (_mixed(known) - whole) | _asking_nothing(known)
+    ordered = _in_order(reader, policy, special, known) if special else policy
+    if special and difference(ordered, _strictest(_same_kind(policy), special, known, whole)) is not None:
+        policy.priority = "first"
+        policy._take(ordered)
+        known = [(rule, [call for call in calls if call not in special]) for rule, calls in known]
+    _strictest(policy, None, known, whole)
+    policy.ignored = tuple(ignored)
+
+
+def _same_kind(policy: Policy) -> Policy:
+    return Policy(policy.default, policy.arches, bad_arch=policy.bad_arch, low_words=policy.low_words)
+
+
+def _strictest(policy: Policy, only: set[int] | None, known: list[tuple[_Resolved, list[int]]], whole: set[int]) -> Policy:
+    """Add the rules as they stand, so that of several the strictest holds; but where one is without comparisons, it alone."""
+    for (_, action, _, alternatives), calls in known:
+        if only is not None:
+            calls = [call for call in calls if call in only]
         if alternatives is not _ALWAYS:
             calls = [call for call in calls if call not in whole]
-            _refuse_two_answers(reader, rule, mixed.intersection(calls), said)
         if calls:
             for conditions in alternatives:
                 policy._add_known(action, tuple(calls), conditions)
-    policy.ignored = tuple(ignored)
+    return policy
+
+
+def _in_order(reader: _Reader, policy: Policy, calls: set[int], known: list[tuple[_Resolved, list[int]]]) -> Policy:
+    """The rules of these calls in the order in which libseccomp tries them, for each architecture."""
+    found = _same_kind(policy)
+    found.priority = "first"
+    for call in sorted(calls):
+        name = syscalls.name_of(call)
+        for arch in policy.arches:
+            if name in syscalls.ids_of((arch,), policy.multiplexed == "closed"):
+                for word, args in _order(reader, name, arch, [rule for rule, named in known if call in named]):
+                    found.add(word, name, *args, arch=arch)
+    return found
+
+
+def _order(reader: _Reader, name: str, arch: Arch, rules: list[_Resolved]) -> CallRules:
+    order = CallRules(arch.wide)
+    said: dict[frozenset[Arg], tuple[str, Action]] = {}
+    for path, action, _, alternatives in rules:
+        for args in alternatives:
+            before = said.setdefault(frozenset(args), (path, action))
+            try:
+                order.check(action, args)
+            except ConflictError:
+                very = f"the very conditions under which {before[0]} says {before[1]!r}"
+                less = "fewer conditions than a rule before it has with another action, which libseccomp refuses"
+                reader.fail(path, f"{name}: {action!r} under {less if before[1] == action else very}")
+            order.add(action, args)
+    return order
+
+
+def _asking_nothing(known: list[tuple[_Resolved, list[int]]]) -> set[int]:
+    """The calls with a comparison under a mask of which nothing is left, at least in 32 bits: libseccomp drops it."""
+    vacuous = [calls for rule, calls in known for args in rule[3] if any(arg.op is Op.MASKED_EQ and not arg.a & _LOW for arg in args)]
+    return {call for calls in vacuous for call in calls}
 
 
 def _known(reader: _Reader, policy: Policy, rule: _Resolved, strict: bool, ignored: dict[str, None]) -> list[int]:
@@ -512,19 +565,6 @@ def _mixed(known: list[tuple[_Resolved, list[int]]]) -> set[int]:
         for call in calls
         if first.setdefault(call, action) != action
     }
-
-
-def _refuse_two_answers(
-    reader: _Reader, rule: _Resolved, calls: set[int], said: dict[tuple[int, frozenset[Condition]], tuple[str, Action]]
-) -> None:
-    """Note what a rule answers, and under which conditions; fail if another rule answered them differently."""
-    path, action, _, alternatives = rule
-    for call in sorted(calls):
-        for conditions in alternatives:
-            before, answer = said.setdefault((call, frozenset(conditions)), (path, action))
-            if answer != action:
-                name = syscalls.name_of(call)
-                reader.fail(path, f"{name}: {action!r} under the very conditions under which {before} says {answer!r}")
 
 
 def _action_fields(action: Action, key: str, data_key: str) -> dict[str, Any]:

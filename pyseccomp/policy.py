@@ -174,6 +174,11 @@ class Policy:
         self._rules.append((action, calls, conditions, None))
         self._core_rules.append((int(action), calls, -1, tuple([term for condition in conditions for term in condition.terms])))
 
+    def _take(self, other: Policy) -> None:
+        """Add the rules of a policy for the same architectures."""
+        self._rules += other._rules
+        self._core_rules += other._core_rules
+
     def _contradict(self, call: int, index: int, conditions: tuple[Condition, ...]) -> bool:
         from pyseccomp import conflicts
 
