@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyseccomp import cli_holder, cli_policy, cli_query, cli_trace, formats, syscalls
+from pyseccomp import cli_group, cli_holder, cli_policy, cli_query, cli_trace, formats, syscalls
 from pyseccomp.cli_policy import errno_text
 from pyseccomp.decompile import decompile
 from pyseccomp.errors import PolicyError, SeccompError
@@ -118,7 +118,7 @@ def _add_run(commands: Any) -> None:
 
 def _add_attach(commands: Any) -> None:
     one = _add(commands, "attach", _attach, "put a policy into a running process")
-    one.add_argument("pid", type=int, metavar="PID")
+    one.add_argument("pid", type=int, nargs="?", metavar="PID")
     cli_policy.add_arguments(one)
     one.add_argument("--inactive", action="store_true", help="bind only; activate on Enter, on SIGUSR1, or --after; with --name by `activate NAME`")
     one.add_argument("--after", type=float, metavar="SECONDS", help="with --inactive, without --name: activate after that time")
@@ -129,6 +129,7 @@ def _add_attach(commands: Any) -> None:
         help="return at once, and leave the filter with a holder, a process in the background, by that name; without a policy: with "
         "the one that has it already",
     )
+    cli_group.add_arguments(one)
     cli_holder.add_moments(one)
     _add_answers(one)
 

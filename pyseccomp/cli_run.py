@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from pyseccomp import cli_holder, cli_policy, holder
+from pyseccomp import cli_group, cli_holder, cli_policy, holder
 from pyseccomp.attach import Attachment
 from pyseccomp.cli_policy import errno_text
 from pyseccomp.errors import SeccompError, TargetGoneError
 from pyseccomp.filter import Filter
+from pyseccomp.group import GroupAttachment
 from pyseccomp.notify import Notification
 from pyseccomp.popen import Popen
 from pyseccomp.responder import Answer, Responder, deny
@@ -150,6 +151,7 @@ def attach(options: argparse.Namespace) -> int:
         options.usage(f"--after takes 0 to 1000000 seconds, got {options.after}")
     if options.on_death == "hold" and options.held is None:
         options.usage("--on-death hold goes with --name, by which ps.reclaim() finds it")
+    many = cli_group.wanted(options)
     if options.held is not None:
         return cli_holder.hold(options, responder(options, quiet=True))
     how = {**cli_holder.moments(options), "active": False}
@@ -159,7 +161,8 @@ def attach(options: argparse.Namespace) -> int:
     answers = responder(options, options.quiet)
     with cli_holder.usage(options), Filter(program) as filter:
         _say(f"detached: filter fd {filter.fileno()}, {len(program)} instructions")
-        with filter.attach(options.pid, **holder.attach_arguments(how)) as attachment:
+        bound = cli_group.bind(options, filter) if many else filter.attach(options.pid, **holder.attach_arguments(how))
+        with bound as attachment:
             try:
                 if options.on is not None:
                     _wait_for_event(attachment, options.on)
@@ -168,9 +171,12 @@ def attach(options: argparse.Namespace) -> int:
             except BaseException:
                 holder.give_up(attachment)  # Ctrl-C
                 raise
-            if options.on is None:
-                attachment.activate()
-            _say_active(attachment)
+            if isinstance(attachment, GroupAttachment):
+                cli_group.activate(attachment)
+            else:
+                if options.on is None:
+                    attachment.activate()
+                _say_active(attachment)
             if program.notifies or attachment.mode == "gate":
                 _serve_here(filter, answers)
     return 0
@@ -223,9 +229,10 @@ def _wait_for_activation(attachment: Attachment, after: float | None) -> None:
     try:
         state = attachment.query()
         ways = "Enter or SIGUSR1" if after is None else f"Enter or SIGUSR1, or after {after:g} s"
-        _say(
-            f"{state.state}: process {state.pid}, {len(state.task.threads)} threads; {ways} to process {os.getpid()} activates"
-        )
+        what = f"process {state.pid}, {len(state.task.threads)} threads"
+        if isinstance(attachment, GroupAttachment):
+            what = attachment.what
+        _say(f"{state.state}: {what}; {ways} to process {os.getpid()} activates")
         _poll_triggers(attachment, woken, after)
     finally:
         signal.set_wakeup_fd(previous)
@@ -237,14 +244,16 @@ def _wait_for_activation(attachment: Attachment, after: float | None) -> None:
 def _poll_triggers(attachment: Attachment, woken: socket.socket, after: float | None) -> None:
     end = None if after is None else time.monotonic() + after
     poll = select.poll()
-    poll.register(attachment.pidfd, select.POLLIN)
+    one = not isinstance(attachment, GroupAttachment) or attachment.cgroup is None
+    if one:
+        poll.register(attachment.pidfd, select.POLLIN)
     poll.register(woken, select.POLLIN)
     if sys.stdin is not None and not sys.stdin.closed:
         poll.register(0, select.POLLIN)
     while True:
         left = None if end is None else max(0.0, end - time.monotonic()) * 1000
         ready = dict(poll.poll(left))
-        if attachment.pidfd in ready:
+        if one and attachment.pidfd in ready:
             raise TargetGoneError(errno.ESRCH, f"attach to pid {attachment.pid}: it ended before it was activated")
         if woken.fileno() in ready and signal.SIGUSR1 in woken.recv(64):
             return

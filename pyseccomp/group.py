@@ -185,6 +185,7 @@ class GroupAttachment(Attachment):
             if fd >= 0:
                 os.close(fd)
         reason = "another refused" if outcome == "unchanged" else str(self._explain_member(raw).args[1])
+        reason = reason.removeprefix(f"attach to pid {raw[4]}: ")
         return MemberOutcome(raw[4], outcome, reason, None)
 
     def _explain_member(self, raw: Raw) -> AttachError | UnsupportedError | KernelError:
@@ -209,7 +210,8 @@ class GroupAttachment(Attachment):
             partial = PartialAttachError(-r, text, done=tids)
             partial.results = results
             return partial
-        error.add_note(f"nothing was changed in any process of {self.what}")
+        if results:
+            error.add_note(f"nothing was changed in any process of {self.what}")
         return error
 
     def _explain_all(self, error: int, refusal: int) -> AttachError | UnsupportedError | KernelError:

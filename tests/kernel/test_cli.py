@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import status_field, victim
+from harness import build_victim, status_field, victim
 
 PROGRAM = [sys.executable, "-m", "pyseccomp"]
 SLEEPER = [sys.executable, "-c", "print('ready', flush=True); import os; os.read(0, 1)"]
@@ -191,3 +191,67 @@ def test_the_demo_fails_where_ptrace_is_denied() -> None:
     done = cli("run", "--deny", "ptrace=EPERM", "--", *PROGRAM, "demo")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "FAILED" in done.stdout
+
+
+# ---------------------------------------------------------------- many processes
+
+PARENT = ["/bin/sh", "-c", "sleep 60 & echo ready; read x; wait"]
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The table of who got what, by name."""
+    lines = [line.split(None, 4) for line in text.splitlines()]
+    return {line[1]: line for line in lines if line[0].isdigit()}
+
+
+def test_attach_tree_filters_a_process_and_its_children_and_shows_who_got_it() -> None:
+    with victim(*PARENT) as process:
+        done = cli("attach", "--tree", process.pid, "--deny", "mkdirat")
+        assert (done.returncode, done.stderr) == (0, "")
+        shown = rows(done.stdout)
+        assert set(shown) == {"sh", "sleep"}
+        assert all(row[2:4] == ["filtered", "1"] for row in shown.values())
+        assert shown["sh"][0] == str(process.pid)
+        assert f"active: the tree of {process.pid}, 2 of 2 processes, 2 threads" in done.stdout
+        assert all(status_field(int(row[0]), "Seccomp") == "2" for row in shown.values())
+
+
+def test_attach_tree_tells_who_refused_and_skip_leaves_him_alone() -> None:
+    with victim(*PARENT) as process:
+        sleeper = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+        with victim(build_victim("tracer"), sleeper) as tracer:
+            done = cli("attach", "--tree", process.pid, "--deny", "mkdirat")
+            failed(done, 1, "TargetBusyError", sleeper, str(tracer.pid), "nothing was changed")
+            assert status_field(process.pid, "Seccomp") == "0"
+            done = cli("attach", "--tree", process.pid, "--deny", "mkdirat", "--on-error", "skip")
+            assert done.returncode == 0
+            shown = rows(done.stdout)
+            assert shown["sh"][2] == "filtered" and shown["sleep"][2] == "skipped"
+            assert "traced by" in shown["sleep"][3] + " " + shown["sleep"][4]
+            assert "1 of 2 processes" in done.stdout
+
+
+def test_attach_tree_inactive_is_activated_by_enter_and_serves_all() -> None:
+    with victim(*PARENT) as process:
+        done = cli("attach", "--tree", process.pid, "--deny", "mkdirat", "--inactive", stdin="\n")
+        assert done.returncode == 0
+        assert f"inactive: the tree of {process.pid}; Enter" in done.stdout
+        assert status_field(process.pid, "Seccomp") == "2"
+
+
+def test_attach_cgroup_refuses_what_is_none() -> None:
+    failed(cli("attach", "--cgroup", "/tmp", "--deny", "mkdirat"), 1, "AttachError", "/tmp", "no directory of a cgroup")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (), ("1", "--cgroup", "/sys"), ("--tree",), ("--cgroup", "/sys", "--tree"), ("1", "--on-error", "skip"), ("1", "--tree", "--gate"),
+        ("1", "--tree", "--on", "exec"), ("1", "--tree", "--inactive", "--deadline", "5s"), ("1", "--tree", "--on-death", "kill"),
+        ("--cgroup", "/sys", "--name", "x"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_attach_to_many_with_options_that_contradict_each_other_is_a_usage_error(args: tuple[str, ...]) -> None:
+    done = cli("attach", *args, "--deny", "mkdirat")
+    assert done.returncode == 2 and "usage: pyseccomp attach" in done.stderr
