@@ -302,6 +302,20 @@ static int stop_one(struct psc_visit *visit, size_t index)
 	return 0;
 }
 
+/* Reaps a thread if it is dead. The kernel tells a tracer of stops whatever it is
+ * asked for (wait_task_stopped() in kernel/exit.c), and a stop that was told is
+ * not told again: so look first, and take only a death. */
+static bool reap_if_dead(pid_t tid)
+{
+	siginfo_t seen = { 0 };
+
+	if (psc_sys(SYS_waitid, P_PID, tid, &seen, WEXITED | WNOHANG | WNOWAIT | __WALL, 0) < 0 || seen.si_pid != tid)
+		return false;
+	if (seen.si_code != CLD_EXITED && seen.si_code != CLD_KILLED && seen.si_code != CLD_DUMPED)
+		return false;
+	return psc_sys(SYS_waitid, P_PID, tid, &seen, WEXITED | WNOHANG | __WALL, 0) == 0;
+}
+
 /* A thread that executes another program waits for its siblings to be reaped,
  * and holds the lock that PTRACE_SEIZE takes: who waits in a seize of one thread
  * must be able to reap another. So a timer's signal breaks the wait and its
@@ -312,15 +326,9 @@ static void reap_while_seizing(int sig, siginfo_t *info, void *context)
 
 	if (!__atomic_load_n(&visit->seizing, __ATOMIC_RELAXED))
 		return;
-	for (size_t i = 0; i < visit->n; i++) {
-		struct psc_tracee *tracee = &visit->tracees[i];
-		siginfo_t dead = { 0 };
-
-		if (tracee->state != PSC_TRACEE_DEAD &&
-		    psc_sys(SYS_waitid, P_PID, tracee->tid, &dead, WEXITED | WNOHANG | __WALL, 0) == 0 &&
-		    dead.si_pid == tracee->tid)
-			tracee->state = PSC_TRACEE_DEAD;
-	}
+	for (size_t i = 0; i < visit->n; i++)
+		if (visit->tracees[i].state != PSC_TRACEE_DEAD && reap_if_dead(visit->tracees[i].tid))
+			visit->tracees[i].state = PSC_TRACEE_DEAD;
 }
 
 /* Blocking waits are woken every 5 ms. */

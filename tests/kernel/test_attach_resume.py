@@ -191,6 +191,13 @@ def test_two_hundred_threads_in_mixed_states_are_all_filtered_and_none_notices()
     assert answer == {"threads": 200, "denied": 200, "errno": DENIED, "bad": 0, "probe": DENIED}
 
 
+def test_of_a_thousand_threads_that_stop_while_others_are_seized_none_is_taken_for_dead() -> None:
+    """A timer breaks into the seizing to reap the dead: it once took the stops of the living for deaths."""
+    for _ in range(attaches(5)):
+        with victim(build_victim("threads200"), "1000") as subject:
+            assert len(attach_and_close(subject.pid, deny_getppid()).result.threads) == 1001
+
+
 def test_threads_on_full_four_kib_stacks_keep_their_red_zone_and_all_around_it() -> None:
     with victim(build_victim("smallstack")) as subject:
         for _ in range(attaches(30)):
