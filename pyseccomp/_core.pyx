@@ -1199,8 +1199,10 @@ cdef class Inbox:
                 with nogil:
                     r = cpsc.psc_serve(self.inbox, table.table, stats.stats, &event.event)
                 if event.event.refused:
+        cdef unsigned int rseq
                     self._tell_refused(event, fallback, on_error)
                 if r == 1:
+        rseq = cpsc.psc_rseq_suspend()
                     event = self._hand_over(event, call, fallback, on_error)
                 elif r == -EINTR:
                     PyErr_CheckSignals()
@@ -1216,6 +1218,7 @@ cdef class Inbox:
         cdef Event last = self._make(event.stats)
         cdef uint64_t calls = event.event.refused
         event.event.refused = 0
+            cpsc.psc_rseq_resume(rseq)
         last.event.notif.n = event.event.refused_last
         times = "once" if calls == 1 else f"{calls} times"
         why = "a thread of this process makes it and may hold the interpreter that a Python function takes to answer"

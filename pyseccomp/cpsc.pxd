@@ -309,6 +309,8 @@ cdef extern from "psc.h" nogil:
     int psc_inbox_receive(psc_inbox *inbox, int64_t deadline, psc_event *event)
     cdef struct psc_turn:
         pass
+    unsigned int psc_rseq_suspend()
+    void psc_rseq_resume(unsigned int size)
     int psc_turn_new(psc_inbox *inbox, int64_t ns, psc_turn **ret_turn)
     void psc_turn_free(psc_turn *turn)
     void psc_turn_begin(psc_turn *turn)

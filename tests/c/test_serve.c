@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -284,11 +285,36 @@ static void an_effect_that_is_seen_is_counted(void)
 	close(witness.listener);
 }
 
+extern const ptrdiff_t __rseq_offset __attribute__((weak));
+
+static int32_t rseq_processor(void)
+{
+	struct { uint32_t start, processor; } *area = (void *)((char *)__builtin_thread_pointer() + __rseq_offset);
+
+	return *(volatile int32_t *)&area->processor;
+}
+
+static void rseq_is_taken_away_and_given_back(void)
+{
+	unsigned int size;
+
+	if (!&__rseq_offset || rseq_processor() < 0)
+		return;
+	size = psc_rseq_suspend();
+	CHECK(size && rseq_processor() < 0);
+	CHECK(psc_rseq_suspend() == 0);
+	psc_rseq_resume(0);
+	CHECK(rseq_processor() < 0);
+	psc_rseq_resume(size);
+	CHECK(rseq_processor() >= 0);
+}
+
 int main(void)
 {
 	arch = psc_arch_token((enum psc_arch)psc_arch_native());
 	a_table_the_caller_and_a_ring();
 	a_stop_from_another_thread();
 	an_effect_that_is_seen_is_counted();
+	rseq_is_taken_away_and_given_back();
 	return 0;
 }
