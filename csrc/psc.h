@@ -786,8 +786,8 @@ PSC_MUST_CHECK ssize_t psc_event_read_string(struct psc_inbox *inbox, const stru
 
 /* ------------------------------------------------------------------- rules */
 
-/* What answers calls without asking anybody. Immutable, so any number of loops may
- * share one. */
+/* What answers calls without asking anybody. Its rules are immutable, so any number of
+ * loops may share one. */
 struct psc_table;
 
 enum psc_string_kind { PSC_STRING_EXACT, PSC_STRING_PREFIX, PSC_STRING_GLOB };
@@ -836,6 +836,13 @@ void psc_table_free(struct psc_table *table);
  * them this answer, counts it in event->refused and goes on. For callers that would
  * need a lock of such a thread to answer it. */
 void psc_table_refuse_own(struct psc_table *table, const struct psc_answer *answer);
+
+/* From now on psc_serve() keeps the memory of tasks open whose strings it reads again and
+ * again, 64 at most, which makes such a read a quarter cheaper; before loops use the table,
+ * and not across a fork(). It must be told of every exec and exit on the machine: -EPERM:
+ * that takes CAP_BPF and CAP_PERFMON, and a thread without a filter. -EOPNOTSUPP: the kernel has no such tracepoints, or
+ * /proc is another pid namespace's. What bpf(2) says otherwise. All is as before then. */
+PSC_MUST_CHECK int psc_table_keep_memory(struct psc_table *table);
 
 /* The answer of the table. Where rules ask for strings it reads memory of the task,
  * which can wait for a page of the target; otherwise it never waits. What was read, and

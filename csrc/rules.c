@@ -17,15 +17,14 @@
  * one that died, the answer is ENOENT and reaches nobody. A kill, which goes by a pidfd,
  * asks ID_VALID once that is open; a caller that is handed the call answers by its id.
  *
- * Memory is read by process_vm_readv(), some 1.5 us. A kept /proc/TID/mem would take 0.4 us
- * less, but it stays with the memory from before an exec: that of a vfork()ing parent, say,
- * lives on, and a read of it looks like any other.
+ * Memory is read by process_vm_readv(), some 1.5 us, or kept open: see memory.c.
  *
  * Nothing here allocates or takes a lock while deciding, see serve.c.
  */
 #define _GNU_SOURCE
 #include "rules.h"
 #include "inbox.h"
+#include "memory.h"
 
 #include <string.h>
 #include <time.h>
@@ -58,6 +57,7 @@ struct psc_table {
 	struct psc_answer otherwise;
 	struct psc_answer own; /* for threads of owner, instead of hold; owner 0: none */
 	pid_t owner;
+	struct psc_memory *memory; /* NULL: none is kept */
 	struct rule *rules;
 	struct psc_term *terms;
 	struct psc_string *strings;
@@ -277,12 +277,18 @@ void psc_table_free(struct psc_table *table)
 {
 	if (!table)
 		return;
+	psc_memory_free(table->memory);
 	free(table->rules);
 	free(table->terms);
 	free(table->strings);
 	free(table->texts);
 	free(table->processes);
 	free(table);
+}
+
+int psc_table_keep_memory(struct psc_table *table)
+{
+	return table->memory ? 0 : psc_memory_new(&table->memory);
 }
 
 /* ------------------------------------------------------------------- strings */
@@ -300,6 +306,7 @@ struct text {
 struct look {
 	const struct psc_table *table;
 	const struct seccomp_notif *n;
+	const struct psc_event *event; /* that n is of, or NULL */
 	bool strings; /* may be read */
 	unsigned int begun; /* a bit for each of texts that has been set up */
 	struct text *texts;
@@ -316,7 +323,7 @@ static size_t greatest(size_t a, size_t b)
 }
 
 /* Never across a page's end in one go: the next one may not be there. */
-static void extend(struct text *text, const struct seccomp_notif *n, uint64_t addr, size_t wanted)
+static void extend(struct text *text, const struct look *look, uint64_t addr, size_t wanted)
 {
 	char *to = text->bytes + text->have, *end;
 	size_t size = greatest(wanted - text->have, CHUNK);
@@ -324,7 +331,8 @@ static void extend(struct text *text, const struct seccomp_notif *n, uint64_t ad
 
 	addr += text->have;
 	size = least(least(size, PAGE - addr % PAGE), PSC_STRING_MAX - text->have);
-	got = psc_notify_peek(n, addr, to, size);
+	got = look->event ? psc_memory_peek(look->table->memory, (int)(uint32_t)look->event->key, look->n, addr, to, size) :
+			    psc_notify_peek(look->n, addr, to, size);
 	if (got <= 0) {
 		text->over = true;
 		return;
@@ -348,7 +356,7 @@ static const struct text *fetch(struct look *look, unsigned int arg, size_t want
 		text->end = -1;
 	}
 	while (!text->over && text->have < wanted)
-		extend(text, look->n, look->n->data.args[arg], wanted);
+		extend(text, look, look->n->data.args[arg], wanted);
 	return text;
 }
 
@@ -495,7 +503,7 @@ static __attribute__((noinline)) struct psc_answer try_rules(const struct psc_ta
 							      const struct seccomp_notif *n, struct psc_event *event)
 {
 	struct text texts[6];
-	struct look look = { .table = table, .n = n, .texts = texts };
+	struct look look = { .table = table, .n = n, .event = event, .texts = texts };
 	struct psc_answer answer = entry->answer;
 
 	for (uint32_t i = entry->rule; i != NEVER; i = table->rules[i].next) {

@@ -717,6 +717,13 @@ cdef class Table:
         _check(r, "build the table of answers")
         cpsc.psc_table_refuse_own(self.table, &own.answer)
 
+    def keep_memory(self) -> int:
+        """Where the kernel allows that, read strings through descriptors that are kept; 0, or the errno of why not."""
+        cdef int r
+        with nogil:
+            r = cpsc.psc_table_keep_memory(self.table)
+        return -r
+
     def __dealloc__(self):
         cpsc.psc_table_free(self.table)
 
@@ -1192,17 +1199,17 @@ cdef class Inbox:
     def serve(self, Table table not None, Stats stats not None, call, Answer fallback not None, on_error) -> bool:
         """Answer by the table; what it holds goes to call(event). True: stopped; False: no task is left."""
         cdef Event event = self._make(stats)
+        cdef unsigned int rseq
         cdef int r
         cpsc.psc_inbox_begin(self.inbox, &event.event)
+        rseq = cpsc.psc_rseq_suspend()
         try:
             while True:
                 with nogil:
                     r = cpsc.psc_serve(self.inbox, table.table, stats.stats, &event.event)
                 if event.event.refused:
-        cdef unsigned int rseq
                     self._tell_refused(event, fallback, on_error)
                 if r == 1:
-        rseq = cpsc.psc_rseq_suspend()
                     event = self._hand_over(event, call, fallback, on_error)
                 elif r == -EINTR:
                     PyErr_CheckSignals()
@@ -1211,6 +1218,7 @@ cdef class Inbox:
                 else:
                     _check(r, "serve notifications")
         finally:
+            cpsc.psc_rseq_resume(rseq)
             cpsc.psc_inbox_end(self.inbox)
 
     cdef int _tell_refused(self, Event event, Answer fallback, on_error) except -1:
@@ -1218,7 +1226,6 @@ cdef class Inbox:
         cdef Event last = self._make(event.stats)
         cdef uint64_t calls = event.event.refused
         event.event.refused = 0
-            cpsc.psc_rseq_resume(rseq)
         last.event.notif.n = event.event.refused_last
         times = "once" if calls == 1 else f"{calls} times"
         why = "a thread of this process makes it and may hold the interpreter that a Python function takes to answer"

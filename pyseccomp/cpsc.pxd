@@ -342,6 +342,7 @@ cdef extern from "psc.h" nogil:
         psc_answer unreadable
     int psc_table_new(const psc_rule *rules, size_t n, const psc_answer *otherwise, psc_table **ret_table)
     void psc_table_refuse_own(psc_table *table, const psc_answer *answer)
+    int psc_table_keep_memory(psc_table *table)
     psc_answer psc_table_decide(const psc_table *table, const seccomp_notif *n)
     bint psc_glob_match(const char *pattern, size_t pattern_length, const char *text, size_t length)
     void psc_table_free(psc_table *table)

@@ -5,6 +5,7 @@ Trials that would change the caller run in children of their own that no ``wait(
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -71,6 +72,7 @@ class _Entry:
 
 
 _INITIAL_USER_NAMESPACE = 0xEFFFFFFD
+_CONTINUE = 1
 
 
 def _actions(_: int = 0) -> str:
@@ -123,6 +125,13 @@ def _cgroup() -> tuple[bool, str]:
     if v2 is None:
         return False, "only version 1 is mounted" if v1 else "no cgroup file system is mounted"
     return True, f"hybrid: version 2 on {v2} beside version 1" if v1 else f"version 2 on {v2}"
+
+
+def _kept_memory() -> tuple[bool, str]:
+    error = _core.Table([], _core.Answer(_CONTINUE), _core.Answer(_CONTINUE)).keep_memory()
+    if error == errno.EPERM:
+        return False, "takes CAP_BPF and CAP_PERFMON, and a process without a filter"
+    return error == 0, "works" if error == 0 else os.strerror(error)
 
 
 _ENTRIES = (
@@ -202,6 +211,7 @@ _ENTRIES = (
     _Entry("x32", _Probe.X32, "none: no x32 program can run; programs refuse its calls all the same"),
     _Entry("jit", _jit, "filters are interpreted: several times slower where the kernel's bitmap does not decide"),
     _Entry("log", _Probe.LOG, "the action LOG acts as KILL: do not use it", explain=_logged),
+    _Entry("kept-memory", _kept_memory, "rules that read a target's string cost a tenth of a notified call more"),
     _Entry("cgroup-v2", _cgroup, "tasks of a cgroup can only be found in version 1 hierarchies"),
 )
 

@@ -257,6 +257,8 @@ class Responder:
     def _compile(self) -> tuple[_core.Table, _core.Stats, Callable[[Any], object]]:
         """Split the rules: the table answers or holds, and what it holds goes to the function returned."""
         table, functions = self._table()
+        if any(condition.strings for rules in self._rules.values() for rule in rules for condition in rule.conditions):
+            table.keep_memory()  # or not, where that takes more privilege: features() tells
         if not self._rules and not isinstance(self._default, Answer):
             return table, self._stats, self._default
         return table, self._stats, lambda notification: functions[notification._rule](notification)

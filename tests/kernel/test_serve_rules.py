@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import gc
@@ -20,6 +21,7 @@ from harness import DEADLINE, descriptors, in_child
 from listening import ARCH, NR, Box, call, install, libc, listening, notifying
 
 import pyseccomp as ps
+from pyseccomp.features import features
 
 
 def on(name: str, answer: Any, *conditions: ps.Condition, default: Any = None, **options: Any) -> ps.Responder:
@@ -107,6 +109,32 @@ def test_function_is_asked_only_about_its_strings() -> None:
         box.serve(r)
         assert target.result() == [0, -errno.EMFILE, 0]
     assert seen == [b"/tmp/asked"]
+
+
+def test_memory_that_is_kept_is_not_inherited_and_closed_with_the_loop() -> None:
+    if not next(f for f in features() if f.name == "kept-memory").available:
+        pytest.skip("privilege: CAP_BPF and CAP_PERFMON, to keep memory open")
+    kept: list[tuple[str, bool]] = []
+
+    def look(n: ps.Notification) -> ps.Answer:
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if (link := os.readlink(f"/proc/self/fd/{fd}")).endswith("/mem"):
+                    kept.append((link, os.get_inheritable(int(fd))))
+        return ps.reply(len(kept))
+
+    def function() -> tuple[list[int], int]:
+        return [call("openat", -100, b"/tmp/kept") for _ in range(5000)], call("getppid")
+
+    before = descriptors()
+    r = on("openat", ps.reply(5), ps.StringArg(1, prefix="/tmp/k"), default=ps.deny(errno.EPERM)).on(NR["getppid"], look, arch=ARCH)
+    with listening(function, "openat", "getppid") as (box, target):
+        box.serve(r)
+        assert target.result() == ([5] * 5000, 1)
+        assert kept == [(f"/proc/{target.pid}/mem", False)]
+    del box, r
+    gc.collect()
+    assert descriptors() == before
 
 
 def test_kill_by_string_hits_the_caller_alone() -> None:
