@@ -115,15 +115,24 @@ def build_victim(name: str, *flags: str) -> Path:
 class Victim(subprocess.Popen[str]):
     """A process to attach to: its own process group, line-buffered pipes, a deadline on everything waited for."""
 
+    _ahead = b""
+
     def line(self, timeout: float = DEADLINE) -> str:
-        """Return the next line of its output; fails when none comes in time."""
+        """Return the next line of its output; fails when none comes in time.
+
+        What came with it waits here: select() would not see it in the pipe's own buffer.
+        """
         assert self.stdout is not None
-        if not select.select([self.stdout], [], [], timeout)[0]:
-            raise ChildFailed(f"no line from {self.args} within {timeout} s")
-        text = self.stdout.readline()
-        if not text:
-            raise ChildFailed(f"{self.args} ended (status {self.wait(5)}) where a line was expected")
-        return text.rstrip("\n")
+        end = time.monotonic() + timeout
+        while b"\n" not in self._ahead:
+            if not select.select([self.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise ChildFailed(f"no line from {self.args} within {timeout} s")
+            chunk = os.read(self.stdout.fileno(), 1 << 16)
+            if not chunk:
+                raise ChildFailed(f"{self.args} ended (status {self.wait(5)}) where a line was expected")
+            self._ahead += chunk
+        text, _, self._ahead = self._ahead.partition(b"\n")
+        return text.decode()
 
     def tell(self, text: str) -> None:
         """Write one line to its input."""
