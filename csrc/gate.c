@@ -348,6 +348,7 @@ struct psc_gate {
 	_Atomic uint32_t given, done;
 	enum order order;
 	struct gated *subject;
+	bool added; /* the last one; it may have ended since */
 	_Atomic int installed;
 	_Atomic bool stopping;
 
@@ -394,12 +395,14 @@ static void obey(struct psc_gate *gate)
 	(void)!read(gate->bell, &count, sizeof(count));
 	if (gate->done == gate->given)
 		return;
-	if (order == ORDER_ADD)
+	if (order == ORDER_ADD) {
 		watch(gate, subject);
-	else if (order == ORDER_REMOVE)
+		gate->added = subject->served;
+	} else if (order == ORDER_REMOVE) {
 		unwatch(gate, subject);
-	else if (order == ORDER_STOP)
+	} else if (order == ORDER_STOP) {
 		gate->stopping = true;
+	}
 	gate->done = gate->given;
 	if (order != ORDER_INSTALL)
 		return;
@@ -762,7 +765,7 @@ int psc_gate_add(struct psc_gate *gate, int listener, unsigned int slot, const s
 	r = make_gated(gate, listener, slot, list, n_triggers, care, &gated);
 	if (r == 0) {
 		r = command(gate, ORDER_ADD, gated);
-		if (r == 0 && !gated->served)
+		if (r == 0 && !gate->added)
 			r = -ENOTTY;
 		if (r < 0) {
 			psc_inbox_unreserve(gate->judge.inbox, &gated->route);

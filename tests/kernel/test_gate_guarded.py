@@ -137,6 +137,15 @@ def test_a_gates_deadline_kills_where_that_was_said_but_not_what_is_active() -> 
         assert not select.select([b.pidfd], [], [], 0.3)[0] and ask(two)["probe"] == DENIED
 
 
+def test_a_deadline_that_has_passed_when_the_gate_is_in_kills_and_the_attach_succeeds() -> None:
+    """The server killed before attach() had looked, which then raised ENOTTY."""
+    for _ in range(rounds(10)):
+        with victim(build_victim("idle")) as target, ps.Filter(deny_getppid()) as f:
+            a = f.attach(target.pid, mode="gate", active=False, deadline=0, on_deadline="kill")
+            assert target.wait(20) == -signal.SIGKILL
+            assert a.query().state == "dead"
+
+
 def test_a_gates_deadline_holds_while_the_manager_is_stopped() -> None:
     with victim(build_victim("idle")) as target:
         with managing(lambda pipe: gating(target.pid, pipe, deny_getppid(), deadline=0.3)) as manager:
