@@ -6,9 +6,10 @@
  * no signal comes, that no thread is born, and that nobody kills it: if somebody does, the target dies. That is why
  * it is a floor and no implementation.
  *
- *	attach_floor PID [listener]
+ *	attach_floor PID... [listener]
  *
- * prints one JSON line: stop_ns from before the first INTERRUPT until after the last DETACH, total_ns of all.
+ * one process after the other; prints one JSON line: stop_ns from before the first INTERRUPT until after the last
+ * DETACH (of all processes, summed), total_ns of all.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -154,17 +155,13 @@ static void load(pid_t pid, bool listen)
 		die("setregs");
 }
 
-int main(int argc, char **argv)
+/* How long it was stopped. */
+static int64_t attach(pid_t pid, bool listen, int *ret_threads)
 {
 	static pid_t tids[MAX_THREADS];
-	pid_t pid = argc > 1 ? atoi(argv[1]) : 0;
-	int64_t start, stop, end;
-	int n;
+	int n = list_threads(pid, tids);
+	int64_t stop;
 
-	if (argc > 2)
-		program[6].k = SECCOMP_RET_USER_NOTIF;
-	start = now_ns();
-	n = list_threads(pid, tids);
 	for (int i = 0; i < n; i++)
 		if (ptrace(PTRACE_SEIZE, tids[i], 0, PTRACE_O_TRACESYSGOOD))
 			die("seize");
@@ -174,12 +171,25 @@ int main(int argc, char **argv)
 			die("interrupt");
 	for (int i = 0; i < n; i++)
 		await_stop(tids[i]);
-	load(pid, argc > 2);
+	load(pid, listen);
 	for (int i = 0; i < n; i++)
 		if (ptrace(PTRACE_DETACH, tids[i], 0, 0))
 			die("detach");
-	end = now_ns();
-	printf("{\"threads\": %d, \"stop_ns\": %lld, \"total_ns\": %lld}\n", n, (long long)(end - stop),
-	       (long long)(end - start));
+	*ret_threads = n;
+	return now_ns() - stop;
+}
+
+int main(int argc, char **argv)
+{
+	bool listen = argc > 2 && strcmp(argv[argc - 1], "listener") == 0;
+	int64_t start = now_ns(), stopped = 0;
+	int n = 0;
+
+	if (listen)
+		program[6].k = SECCOMP_RET_USER_NOTIF;
+	for (int i = 1; i < argc - listen; i++)
+		stopped += attach(atoi(argv[i]), listen, &n);
+	printf("{\"threads\": %d, \"stop_ns\": %lld, \"total_ns\": %lld}\n", n, (long long)stopped,
+	       (long long)(now_ns() - start));
 	return 0;
 }

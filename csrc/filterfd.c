@@ -171,9 +171,13 @@ const void *psc_page_bell(const struct psc_page *page)
 	return (const void *)&words_of(page->read_only)->stamp;
 }
 
+/* By the writable mapping if there is one: for a read-only one the kernel first tries, at
+ * some cost, to make the page writable. */
 void psc_page_ring(const struct psc_page *page)
 {
-	psc_syscall(SYS_futex, psc_page_bell(page), FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+	const struct words *words = words_of(psc_page_writable(page) ? page->writable : page->read_only);
+
+	psc_syscall(SYS_futex, &words->stamp, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
 }
 
 int psc_page_set(struct psc_page *page, unsigned int slot, enum psc_gate_state state)

@@ -24,6 +24,7 @@
 #include <fcntl.h>
 
 #include <linux/futex.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -335,6 +336,16 @@ enum psc_park_state psc_park_state_of(const struct psc_park *park)
 	if (park->tried)
 		return PSC_PARK_APPLIED;
 	return park->tid != 0 && park->owner == getpid() ? PSC_PARK_WAITING : PSC_PARK_LOST;
+}
+
+int psc_park_wake(const struct psc_page *page, int channel, int pidfd, int timeout_ms)
+{
+	struct pollfd fds[] = { { channel, POLLIN, 0 }, { pidfd, POLLIN, 0 } };
+	int r;
+
+	psc_page_ring(page);
+	r = poll(fds, psc_array_size(fds), timeout_ms);
+	return r < 0 ? -errno : r > 0;
 }
 
 int psc_park_result(const struct psc_park *park)

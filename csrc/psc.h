@@ -1272,6 +1272,11 @@ void psc_park_end(struct psc_park *park);
 
 /* After words were stored: wake who waits for them. */
 void psc_page_ring(const struct psc_page *page);
+
+/* The same, and wait in the same breath for a message in the channel, or for the
+ * end of a process (pidfd, or -1): who was woken often needs the processor that the
+ * caller holds. 1 if something came, 0 if nothing within timeout_ms, -EINTR. */
+PSC_MUST_CHECK int psc_park_wake(const struct psc_page *page, int channel, int pidfd, int timeout_ms);
 /* ----------------------------------------------------------------- opening
  *
  * Open a file for a task that is trapped in open, openat, openat2 or creat: as it

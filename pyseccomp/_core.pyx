@@ -1553,10 +1553,15 @@ cdef class Page:
     def ring(self) -> None:
         cpsc.psc_page_ring(self.page)
 
-    def set_and_ring(self, unsigned int slot, int state) -> None:
-        r = cpsc.psc_page_set(self.page, slot, <cpsc.psc_gate_state>state)
-        cpsc.psc_page_ring(self.page)
-        _os_check(r)
+    def wake(self, unsigned int slot, int state, int channel, int pidfd, int timeout_ms) -> None:
+        """Store, wake who is parked, and wait until one of them says something. Ends early at a signal."""
+        cdef int r
+        with nogil:
+            r = cpsc.psc_page_set(self.page, slot, <cpsc.psc_gate_state>state)
+            if r == 0:
+                r = cpsc.psc_park_wake(self.page, channel, pidfd, timeout_ms)
+        if r != -EINTR:
+            _os_check(r)
 
 
 cdef class Park:

@@ -391,6 +391,7 @@ cdef extern from "psc.h" nogil:
     int psc_page_set(psc_page *page, unsigned int slot, psc_gate_state state)
     int psc_page_take_slot(psc_page *page, psc_gate_state state)
     void psc_page_ring(const psc_page *page)
+    int psc_park_wake(const psc_page *page, int channel, int pidfd, int timeout_ms)
     cdef struct psc_park:
         pass
     cdef struct psc_park_options:

@@ -790,13 +790,11 @@ class Filter(Owned, Receiver):
         Raises NotPermittedError in a process that received the filter and attached nothing.
         """
         errors: list[Exception] = []
+        if self._channel is not None:
+            park.activate(self, self._channel)
         attachments = self.attachments
         if any(a.mode == "gate" for a in attachments) or (not attachments and not self._page.writable):
             gate.write(self, 0, gate.ACTIVE, "activate")
-        parked = [a for a in attachments if isinstance(a, park.Parked) and a.result is None and not a.lost]
-        if parked:
-            gate.write(self, 0, gate.ACTIVE, "activate")
-            self._page.ring()
         for attachment in attachments:
             if attachment.mode == "gate":
                 attachment._changed("active", "activation of all gates")

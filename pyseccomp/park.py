@@ -33,6 +33,11 @@ _HELLO, _DONE, _GONE = 1, 2, 3
 _WAITING, _APPLIED, _LOST = range(3)
 _NEW_LISTENER = 1 << 3
 _LAST_WORDS = 0.2
+_AT_ONCE: Final = 1024
+_EACH: Final = 0.00005
+_LONGEST: Final = 0.005
+_PAUSE: Final = 0.05
+"""Nothing for so long: whoever was woken and is silent does not run, or is gone."""
 
 
 class Channel:
@@ -41,6 +46,7 @@ class Channel:
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.ours.setblocking(False)
+        self.fd = self.ours.fileno()
 
     def close(self) -> None:
         """Close both ends: who is parked stays so."""
@@ -99,7 +105,9 @@ class ParkedHere(Attachment):
         counts = {thread.filters for thread in self._before.threads if thread.alive}
         if len(counts) > 1:
             raise AttachError(
-                errno.ESRCH, f"park: threads of this process carry different filters ({counts}); the kernel would refuse all"
+                errno.ESRCH,
+                f"park: threads of this process carry different filters ({counts} of them), and the kernel would refuse all; park before "
+                "they load their own, or have another process attach (mode='inject'), which gives each thread the filter",
             )
         flags = program_flags(filter.log, filter.wait_killable and program.notifies)
         flags |= _NEW_LISTENER if program.notifies else 0
@@ -179,8 +187,10 @@ class Parked(Attachment):
         if self.result is not None:
             return
         # First of all; whether it lives yet is asked afterwards.
-        if self._filter._page.writable:
-            self._filter._page.set_and_ring(self._word, gate.ACTIVE)
+        channel = self._filter._channel
+        if self._filter._page.writable and channel is not None:
+            wait = int(self.timeout * 1000)
+            self._filter._page.wake(self._word, gate.ACTIVE, channel.fd, self._pidfd, wait)
         self._confirm()
 
     def _confirm(self) -> None:
@@ -246,23 +256,70 @@ class Parked(Attachment):
         super().close()
 
 
+def activate(filter: Filter, channel: Channel) -> None:
+    """Wake all that are known by one store, before anything else; then receive all that they say, and only then look into it."""
+    for one in filter._attachments:
+        if type(one) is Parked and not one._done and not one.lost:
+            break
+    else:
+        return
+    try:
+        filter._page.wake(0, gate.ACTIVE, channel.fd, -1, int(_PAUSE * 1000))
+    except PermissionError:
+        gate.write(filter, 0, gate.ACTIVE, "activate what is parked")
+    count = sum(not one._done and not one.lost for one in filter._parked_ones())
+    found: list[_Received] = []
+    try:
+        while (left := count - len(found)) > 0:
+            if left > 1:
+                time.sleep(min(left * _EACH, _LONGEST))  # the processors are for those who were woken
+            select.select([channel.fd], [], [], _PAUSE)
+            if not _receive(channel, found):
+                break
+        _take_all(filter, found)
+    finally:
+        _close_all(found)
+
+
 def hear(filter: Filter, channel: Channel, timeout: float = 0.0, pidfd: int | None = None) -> None:
     """Take the messages that have come; wait for one if told, or for the end of a process."""
     if timeout > 0:
-        select.select([channel.ours.fileno(), *([] if pidfd is None else [pidfd])], [], [], timeout)
-    while True:
+        select.select([channel.fd, *([] if pidfd is None else [pidfd])], [], [], timeout)
+    found: list[_Received] = []
+    try:
+        _receive(channel, found)
+        _take_all(filter, found)
+    finally:
+        _close_all(found)
+
+
+_Received = tuple[bytes, list[int], int]
+
+
+def _receive(channel: Channel, found: list[_Received]) -> bool:
+    """Receive what there is; False if there is nothing."""
+    before = len(found)
+    while len(found) < before + _AT_ONCE:
         try:
             data, fds, flags, _ = socket.recv_fds(channel.ours, _MESSAGE.size + 1, 8, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
-            return
-        try:
-            if len(data) == _MESSAGE.size and len(fds) <= 1 and not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
-                _take(filter, data, fds)
-        finally:
-            for fd in fds:
-                os.close(fd)
+            break
+        found.append((data, fds, flags))
         if not data:
-            return
+            break
+    return len(found) > before
+
+
+def _take_all(filter: Filter, found: list[_Received]) -> None:
+    for data, fds, flags in found:
+        if len(data) == _MESSAGE.size and len(fds) <= 1 and not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+            _take(filter, data, fds)
+
+
+def _close_all(found: list[_Received]) -> None:
+    for _, fds, _ in found:
+        for fd in fds:
+            os.close(fd)
 
 
 def _take(filter: Filter, data: bytes, fds: list[int]) -> None:
