@@ -411,8 +411,9 @@ def test_a_gate_under_an_existing_listener_is_refused() -> None:
     with victim(build_victim("idle")) as subject, ps.Filter(deny_getppid()) as f, ps.Filter(deny_getppid()) as g:
         gated(f, subject)
         before = filter_counts(subject.pid)
-        with pytest.raises(expected):
+        with pytest.raises(expected, match="close that first" if may_suspend() else "carries filters already") as refused:
             gated(g, subject)
+        assert refused.value.errno == (errno.EBUSY if may_suspend() else errno.EACCES)
         assert (filter_counts(subject.pid), g.attachments) == (before, ())
         assert ask(subject)["probe"] == 0
         f.activate()

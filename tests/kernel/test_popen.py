@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -172,6 +173,59 @@ def test_an_exec_by_a_running_process_is_filtered_from_its_first_instruction() -
         assert process.line() == "failed"
         a.wait(30)
         assert a.activated and not a.armed
+
+
+SCRIPT = "script = sys.argv[1]\nos.execv(script, [script])"
+BY_NAME = "os.environ['PATH'] = '/does/not/exist:/proc:/bin'\nos.execvp('sh', ['sh', '-c', sys.argv[2]])"
+
+
+@pytest.mark.parametrize("code", [SCRIPT, BY_NAME], ids=["a script", "a dynamic program by name through PATH"])
+def test_what_a_running_process_executes_is_filtered_whatever_it_is(tmp_path: Path, code: str) -> None:
+    script = tmp_path / "script"
+    script.write_text(f"#!/bin/sh\n{SHELL_EXECS} 2>/dev/null\n")
+    script.chmod(0o755)
+    waits = f"import os, sys\nprint('ready', flush=True)\ninput()\n{code}"
+    with no_exec() as f, victim(sys.executable, "-c", waits, script, f"{SHELL_EXECS}", stderr=subprocess.DEVNULL) as process:
+        a = f.attach(process, activate_on="exec")
+        process.tell("go")
+        assert process.line() == "failed"
+        a.wait(30)
+        assert a.activated
+
+
+def test_an_exec_that_fails_leaves_the_trigger_armed_and_the_process_unfiltered() -> None:
+    code = (
+        "import os\nprint('ready', flush=True)\nwhile True:\n  try: os.execv(input(), ['sh', '-c', 'echo in'])\n"
+        "  except OSError as e: print(e.errno, flush=True)"
+    )
+    with no_exec(DENIED) as f, victim(sys.executable, "-c", code) as process:
+        a = f.attach(process, activate_on="exec")
+        assert isinstance(a, ps.TriggeredAttachment)
+        for program, error in (("/does/not/exist", errno.ENOENT), ("/etc/passwd", errno.EACCES), ("/", errno.EACCES)):
+            process.tell(program)
+            assert process.line() == str(error)
+            assert a.armed and status_field(process.pid, "Seccomp") == status_field(os.getpid(), "Seccomp")
+        process.tell("/bin/sh")
+        assert process.line() == "in"
+        a.wait(30)
+
+
+def test_a_set_user_id_program_is_filtered_and_has_its_privileges() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("privilege: only root makes a set-user-ID program of root's")
+    with tempfile.TemporaryDirectory() as folder:
+        if os.statvfs(folder).f_flag & os.ST_NOSUID:
+            pytest.skip("material lacks a file system with set-user-ID programs")
+        os.chmod(folder, 0o755)
+        program = Path(folder) / "id"
+        shutil.copy("/usr/bin/id", program)
+        program.chmod(0o4755)
+        policy = ps.Policy(default=ps.ALLOW)
+        policy.add(ps.ERRNO(DENIED), "getgroups")
+        options: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": [], "stdout": subprocess.PIPE, "text": True}
+        with ps.Filter(policy) as f, ps.Popen([program, "-u"], filter=f, **options) as p:
+            assert p.communicate(timeout=30)[0] == "0\n"
+            assert p.attachment is not None and p.attachment.activated
 
 
 def test_an_exec_by_a_thread_that_is_not_the_first() -> None:
