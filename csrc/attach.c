@@ -242,13 +242,7 @@ static int try_rights(struct psc_job *job)
 	r = (int)psc_syscall(SYS_pidfd_send_signal, job->options->pidfd, 0, NULL, 0);
 	if (r == -ESRCH)
 		return psc_job_refuse(job, PSC_REFUSED_GONE, r);
-	if (!job->notifies)
-		return 0;
-	job->reserve = fcntl(job->options->pidfd, F_DUPFD_CLOEXEC, 3);
-	if (job->reserve < 0)
-		return psc_job_refuse(job, PSC_REFUSED_NO_LISTENER, -errno);
-	r = (int)psc_syscall(SYS_pidfd_getfd, job->options->pidfd, -1, 0);
-	return r == -EPERM || r == -ENOSYS ? psc_job_refuse(job, PSC_REFUSED_PERMISSION, r) : 0;
+	return job->notifies ? psc_job_check_fetch(job, live_thread(job)) : 0;
 }
 
 static int prepare(struct psc_job *job)

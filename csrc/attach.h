@@ -63,6 +63,8 @@ PSC_MUST_CHECK int psc_job_look(struct psc_job *job, pid_t tid, struct psc_task_
  * trial, see psc_tracee_try(). Nothing is changed but memory that psc_job_give_up()
  * gives back. Errors as psc_job_commit(). */
 PSC_MUST_CHECK int psc_job_check(struct psc_job *job);
+/* Will the listener of this thread come to us, and will there be a descriptor for it? */
+PSC_MUST_CHECK int psc_job_check_fetch(struct psc_job *job, pid_t tid);
 void psc_job_give_up(struct psc_job *job);
 
 /* Which thread makes the call: the leader, whose fd table a pidfd reaches on every

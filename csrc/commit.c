@@ -9,6 +9,7 @@
 #include "attach.h"
 
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <linux/ptrace.h>
 #include <signal.h>
 #include <string.h>
@@ -297,17 +298,49 @@ static int run_main(struct commit *commit, uint64_t address, uint32_t flags, boo
 	return 0;
 }
 
+/* Whose descriptors are those of a thread? Before Linux 6.9 only a leader can be asked;
+ * a sibling's are mostly the same, but not those of a leader that has ended. */
+static int pidfd_for_files(const struct psc_job *job, pid_t tid)
+{
+	pid_t tgid = job->visit.tgid;
+	long pidfd;
+
+	if (tid == tgid)
+		return job->options->pidfd;
+	pidfd = psc_sys(SYS_pidfd_open, tid, PIDFD_THREAD);
+	if (pidfd == -EINVAL && psc_sys(SYS_kcmp, tgid, tid, KCMP_FILES, 0, 0) == 0)
+		return job->options->pidfd;
+	return (int)pidfd;
+}
+
+int psc_job_check_fetch(struct psc_job *job, pid_t tid)
+{
+	int pidfd;
+	long r;
+
+	job->reserve = (int)psc_sys(SYS_fcntl, job->options->pidfd, F_DUPFD_CLOEXEC, 3);
+	if (job->reserve < 0)
+		return psc_job_refuse(job, PSC_REFUSED_DESCRIPTORS, job->reserve);
+	pidfd = pidfd_for_files(job, tid);
+	if (pidfd == -ESRCH)
+		return 0; /* another thread will do it */
+	if (pidfd < 0)
+		return psc_job_refuse(job, pidfd == -EINVAL ? PSC_REFUSED_LEADER_ENDED : PSC_REFUSED_PERMISSION, pidfd);
+	r = psc_sys(SYS_pidfd_getfd, pidfd, -1, 0);
+	if (pidfd != job->options->pidfd)
+		psc_sys(SYS_close, pidfd);
+	return r == -EPERM || r == -ENOSYS ? psc_job_refuse(job, PSC_REFUSED_PERMISSION, (int)r) : 0;
+}
+
 /* Take the listener out of the target, which must not keep it. */
 static int fetch_listener(struct commit *commit, long remote, int *ret_listener)
 {
 	struct psc_job *job = commit->job;
 	const uint64_t close_args[6] = { (uint64_t)remote };
 	const struct psc_verdicts *own = &job->verdicts[commit->abi->wide];
-	int pidfd = job->options->pidfd, fd, r;
+	int pidfd = pidfd_for_files(job, commit->tracee->tid), fd, r;
 	long result;
 
-	if (commit->tracee->tid != job->visit.tgid)
-		pidfd = (int)psc_sys(SYS_pidfd_open, commit->tracee->tid, PIDFD_THREAD);
 	fd = (int)psc_sys(SYS_pidfd_getfd, pidfd, remote, 0);
 	if (fd == -EMFILE && job->reserve >= 0) {
 		psc_sys(SYS_close, job->reserve);
@@ -567,23 +600,15 @@ static int check_threads(struct psc_job *job, bool *ret_tight)
 	return 0;
 }
 
-/* What the kernel asks for: no_new_privs, or CAP_SYS_ADMIN there. And what we need to
- * fetch a listener. */
+/* What the kernel asks for: no_new_privs, or CAP_SYS_ADMIN there. */
 static int check_rights(struct psc_job *job)
 {
 	const struct psc_task_state *task = &job->before.threads[0];
-	long r;
 
 	if (job->options->no_new_privs == PSC_NO_NEW_PRIVS_NEVER && task->no_new_privs == 0 &&
 	    !(task->cap_effective >> 21 & 1))
 		return psc_job_refuse(job, PSC_REFUSED_PRIVILEGE, -EACCES);
-	if (!job->notifies)
-		return 0;
-	job->reserve = (int)psc_sys(SYS_fcntl, job->options->pidfd, F_DUPFD_CLOEXEC, 3);
-	if (job->reserve < 0)
-		return psc_job_refuse(job, PSC_REFUSED_NO_LISTENER, job->reserve);
-	r = psc_sys(SYS_pidfd_getfd, job->options->pidfd, -1, 0);
-	return r == -EPERM || r == -ENOSYS ? psc_job_refuse(job, PSC_REFUSED_PERMISSION, (int)r) : 0;
+	return 0;
 }
 
 static int try_program(struct commit *commit, uint64_t address)
@@ -622,6 +647,8 @@ int psc_job_check(struct psc_job *job)
 	r = check_threads(job, &tight);
 	if (r == 0)
 		r = check_rights(job);
+	if (r == 0 && job->notifies)
+		r = psc_job_check_fetch(job, tracee->tid);
 	if (r == 0)
 		r = enter(&commit);
 	if (r < 0)

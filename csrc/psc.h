@@ -264,6 +264,7 @@ enum psc_refusal {
 	PSC_REFUSED_DESCRIPTORS,     /* more than RLIMIT_NOFILE has room for */
 	/* Of one or many: */
 	PSC_REFUSED_FROZEN,	     /* in a frozen cgroup of v2, where no injected call is made */
+	PSC_REFUSED_LEADER_ENDED,    /* before Linux 6.9 no other thread's listener can be fetched */
 };
 
 enum psc_no_new_privs { PSC_NO_NEW_PRIVS_NEVER, PSC_NO_NEW_PRIVS_ALWAYS, PSC_NO_NEW_PRIVS_AUTO };

@@ -714,7 +714,15 @@ def explain(
             return TargetBusyError(
                 error, f"{what}: it is in a frozen cgroup (cgroup.freeze), where no injected call is made; thaw that first"
             )
-        case 15 | 16 | 17 | 18:
+        case 20:
+            return UnsupportedError(
+                errno.EOPNOTSUPP,
+                f"{what}: its first thread has ended, and this kernel (before Linux 6.9) cannot fetch a listener from another; "
+                "nothing was changed; use a program without NOTIFY",
+            )
+        case 18:
+            return AttachError(error, f"{what}: no descriptor is free here for its listener ({os.strerror(error)}); raise RLIMIT_NOFILE")
+        case 15 | 16 | 17:
             return AttachError(error, f"{what}: {os.strerror(error)}")
         case _:
             return AttachError(

@@ -163,7 +163,7 @@ _ENTRIES = (
     _Entry(
         "pidfd-thread",
         _Probe.PIDFD_THREAD,
-        "a listener in a thread's private fd table cannot be fetched: no parked attachment",
+        "no listener from a process whose first thread has ended, or from threads with descriptors and filters of their own",
     ),
     _Entry(
         "ptrace-child",

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 import pyseccomp as ps
-from attaching import DENIED, ask, attaches, deny_getppid, filter_counts, visible, wait_until
+from attaching import (
+    DENIED,
+    ask,
+    attaches,
+    deny_getppid,
+    facts,
+    filter_counts,
+    listeners_in,
+    notify_getppid,
+    visible,
+    wait_until,
+)
 from harness import build_victim, status_field, victim
 
 ATTACHES = 25
@@ -81,6 +94,21 @@ def test_a_process_whose_first_thread_has_ended_is_filtered_in_the_others() -> N
         assert filter_counts(subject.pid) == {tid: count + 1 for tid, count in before.items()}
         answer = ask(subject)
     assert (answer["bad"], answer["probe"]) == (0, DENIED)
+
+
+def test_the_listener_of_a_process_whose_first_thread_has_ended_is_fetched_or_the_attach_refused() -> None:
+    can = next(f.available for f in ps.features() if f.name == "pidfd-thread")
+    with victim(build_victim("exiter"), "leader") as subject, ps.Filter(notify_getppid()) as f:
+        before = filter_counts(subject.pid)
+        with contextlib.nullcontext() if can else pytest.raises(ps.UnsupportedError, match="first thread has ended"):
+            f.attach(subject.pid)
+        assert filter_counts(subject.pid) == {tid: count + can for tid, count in before.items()}
+        assert listeners_in(subject.pid) == []
+        if not can:
+            return
+        subject.tell("report")
+        f.receive(timeout=5).deny(DENIED)
+        assert facts(subject.line(5))["probe"] == DENIED
 
 
 def test_a_target_that_cannot_be_stopped_in_time_is_let_go_unchanged_and_can_be_attached_later() -> None:
