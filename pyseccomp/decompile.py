@@ -117,12 +117,31 @@ class Test:
                 return Arg(word.arg, EQ, self.value, bits=32)
             return Arg(word.arg, MASKED_EQ, word.mask << shift, self.value << shift, bits=bits)
         if word.mask != _ALL:
-            raise _NoRulesError(f"no rule says {self}")
+            return self._masked_above(word, shift, bits)
         if not word.high:
             return Arg(word.arg, GT, self.value, bits=32)
         if self.value == _ALL:
             raise _NoRulesError(f"{self} can never hold")
         return Arg(word.arg, GE, self.value + 1 << 32)
+
+    def _masked_above(self, word: Word, shift: int, bits: int) -> Condition:
+        """``(word & mask) > value``: a bit that the value lacks is set, and the mask's bits above it are at least the value's."""
+        least = 0  # the largest number within the mask that is not above the value
+        for bit in _bits(word.mask):
+            if least | bit <= self.value:
+                least |= bit
+        found: Condition | None = None
+        for bit in _bits(word.mask & ~least):
+            mask = word.mask & ~(bit - 1)
+            one = Arg(word.arg, MASKED_EQ, mask << shift, (least & mask | bit) << shift, bits=bits)
+            found = one if found is None else found | one
+        if found is None:
+            raise _NoRulesError(f"{self} can never hold")
+        return found
+
+
+def _bits(mask: int) -> list[int]:
+    return [1 << at for at in range(31, -1, -1) if mask >> at & 1]
 
 
 @dataclass(frozen=True, slots=True)

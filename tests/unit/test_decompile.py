@@ -151,3 +151,17 @@ def test_time_is_bounded():
         insns += [(0x20, 0, 0, 16 + i % 12 * 4), (0x15, 0, 0, i)]
     found = decompile(bpf(*insns, (0x06, 0, 0, 0x7FFF0000)))
     assert found.text
+
+
+@pytest.mark.parametrize("high", [0, 4])
+@pytest.mark.parametrize("op", [0x25, 0x35])
+def test_masked_words_that_are_greater_than_something_become_rules(op, high):
+    """The compiler itself says ``(x & 7) == 7`` so; there was no rule form of it."""
+    for mask in (3, 7, 0xF0, 0x101, 0x7E020000):
+        for value in {1, mask // 3, mask - 1, mask}:
+            head = [(0x20, 0, 0, 4), (0x15, 1, 0, 0xC000003E), (6, 0, 0, 0x80000000), (0x20, 0, 0, 0), (0x15, 0, 4, 0)]
+            code = [*head, (0x20, 0, 0, 16 + high), (0x54, 0, 0, mask), (op, 0, 1, value), (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)]
+            program = ps.Program(b"".join(struct.pack("=HBBI", *one) for one in code))
+            found = ps.decompile(program)
+            assert found.exact, found.why
+            assert ps.equivalent(found.policy, program)
