@@ -134,7 +134,7 @@ def dump(source: Policy | Program, output: str, *, name: str = "filter") -> byte
     """Return a policy or program as the bytes of a file: ``bpf``, ``oci``, ``c-header`` or ``text``.
 
     Raises:
-        PolicyError: no such format; a program as ``oci``, or a policy that has no OCI form; a name that C does not take.
+        PolicyError: no such format; what has no OCI form (a program is decompiled); a name that C does not take.
     """
     if output == "bpf":
         return bytes(program(source))
@@ -144,11 +144,21 @@ def dump(source: Policy | Program, output: str, *, name: str = "filter") -> byte
         return program(source).to_c(name).encode()
     if output != "oci":
         raise PolicyError(f"format {output!r}: must be one of {', '.join(OUTPUTS)}")
-    if isinstance(source, Program):
-        raise PolicyError("a compiled program cannot be written as an OCI profile: its rules are not known any more")
     import json
 
-    return (json.dumps(source.to_oci(), indent=2) + "\n").encode()
+    return (json.dumps(_rules(source).to_oci(), indent=2) + "\n").encode()
+
+
+def _rules(source: Policy | Program) -> Policy:
+    """Return the rules of either, of a program as they are decompiled."""
+    if isinstance(source, Policy):
+        return source
+    from pyseccomp.decompile import decompile
+
+    found = decompile(source)
+    if found.policy is None:
+        raise PolicyError(f"the program cannot be written as an OCI profile: {found.why}")
+    return found.policy
 
 
 _LOAD, _JEQ, _RET = 0x20, 0x15, 0x06

@@ -24,11 +24,11 @@ from itertools import filterfalse
 from typing import Any, Final, NoReturn, cast
 
 from pyseccomp import actions, syscalls
-from pyseccomp.actions import Action, Arg, Condition, Op
+from pyseccomp.actions import Action, Arg, Op
 from pyseccomp.compat_rules import CallRules, ConflictError
 from pyseccomp.equivalence import difference
 from pyseccomp.errors import PolicyError, UnknownSyscallError
-from pyseccomp.policy import Policy, Rule
+from pyseccomp.policy import Policy
 from pyseccomp.syscalls import IDS, Arch, ArchLike
 
 MAX_SIZE: Final = 16 << 20
@@ -52,22 +52,12 @@ _PLAIN: Final = {
     "SCMP_ACT_TRACE": actions.TRACE(errno.EPERM),
 }
 """What an action means without a number."""
-_ACTION_NAMES: Final = {
-    "KILL_THREAD": "SCMP_ACT_KILL_THREAD",
-    "KILL_PROCESS": "SCMP_ACT_KILL_PROCESS",
-    "TRAP": "SCMP_ACT_TRAP",
-    "ERRNO": "SCMP_ACT_ERRNO",
-    "TRACE": "SCMP_ACT_TRACE",
-    "ALLOW": "SCMP_ACT_ALLOW",
-    "LOG": "SCMP_ACT_LOG",
-    "NOTIFY": "SCMP_ACT_NOTIFY",
-}
 _OPS: Final = {f"SCMP_CMP_{op.name}": op for op in Op if op is not Op.RANGE}
 _KEPT: Final = ("flags", "listenerPath", "listenerMetadata")
 _FLAGS: Final = tuple(f"SECCOMP_FILTER_FLAG_{name}" for name in ("TSYNC", "LOG", "SPEC_ALLOW", "WAIT_KILLABLE_RECV"))
-_EXTENSION: Final = "x-pyseccomp"
+EXTENSION: Final = "x-pyseccomp"
 _PROFILE_KEYS: Final = frozenset(
-    ("defaultAction", "defaultErrnoRet", "defaultErrno", "architectures", "archMap", "syscalls", *_KEPT, _EXTENSION)
+    ("defaultAction", "defaultErrnoRet", "defaultErrno", "architectures", "archMap", "syscalls", *_KEPT, EXTENSION)
 )
 _RULE_KEYS: Final = frozenset(("names", "name", "action", "errnoRet", "errno", "args", "includes", "excludes", "comment"))
 _ARG_KEYS: Final = frozenset(("index", "value", "valueTwo", "op"))
@@ -420,8 +410,8 @@ def load(
 
 def _extension(reader: _Reader, profile: Mapping[str, Any]) -> tuple[Action, bool]:
     """What dump() adds for a policy that libseccomp could not have made; without it libseccomp's values."""
-    path = f"$.{_EXTENSION}"
-    more = reader.typed(profile, "$", _EXTENSION, dict)
+    path = f"$.{EXTENSION}"
+    more = reader.typed(profile, "$", EXTENSION, dict)
     if more is None:
         return actions.KILL_THREAD, True
     if not _EXTENSION_KEYS.issuperset(more):
@@ -565,88 +555,3 @@ def _mixed(known: list[tuple[_Resolved, list[int]]]) -> set[int]:
         for call in calls
         if first.setdefault(call, action) != action
     }
-
-
-def _action_fields(action: Action, key: str, data_key: str) -> dict[str, Any]:
-    fields: dict[str, Any] = {key: _ACTION_NAMES[action.name]}
-    if action.name in ("ERRNO", "TRACE"):
-        fields[data_key] = action.data
-    elif action.data:
-        raise PolicyError(f"{action} has no OCI form: {action.name} carries no data there")
-    return fields
-
-
-def dump(policy: Policy) -> dict[str, Any]:
-    """Return a policy as a profile that :func:`load` and container engines read.
-
-    What OCI has no field for (``bad_arch``, ``low_words``) stands under "x-pyseccomp" when it differs from libseccomp's:
-    load reads it, engines pass over it and do what libseccomp does.
-
-    Raises:
-        PolicyError: something in it has no OCI form: a rule by number without a name, a comparison that libseccomp lacks
-            (RANGE, bits=32, signed), conditions joined by ``|`` or ``~``, two of one argument, the first-match priority,
-            a rule that would have to win over a weaker one without conditions.
-    """
-    if policy.priority != "restrictive" and any(rule.conditions for rule in policy.rules):
-        raise PolicyError("an OCI profile cannot say that the first matching rule decides")
-    profile: dict[str, Any] = _action_fields(policy.default, "defaultAction", "defaultErrnoRet")
-    profile["architectures"] = [f"SCMP_ARCH_{arch.name}" for arch in policy.arches]
-    profile.update(policy.oci)
-    if policy.bad_arch != actions.KILL_THREAD or not policy.low_words:
-        profile[_EXTENSION] = {**_action_fields(policy.bad_arch, "badArch", "badArchData"), "lowWords": policy.low_words}
-    groups: dict[tuple[Action, tuple[Condition, ...]], list[str]] = {}
-    for name, action, conditions in _as_libseccomp(policy):
-        groups.setdefault((action, conditions), []).append(name)
-    profile["syscalls"] = [
-        {"names": names, **_action_fields(action, "action", "errnoRet"), **_args(conditions)}
-        for (action, conditions), names in groups.items()
-    ]
-    return profile
-
-
-def _as_libseccomp(policy: Policy) -> list[tuple[str, Action, tuple[Condition, ...]]]:
-    """The rules that mean the same where a rule without conditions decides alone and one with the default is skipped."""
-    calls: dict[str, list[Rule]] = {}
-    for rule in policy.rules:
-        if not isinstance(rule.syscall, str) or rule.arch is not None:
-            raise PolicyError(f"rule {rule.syscall}: an OCI profile has no form for one architecture's number")
-        calls.setdefault(rule.syscall, []).append(rule)
-    found: list[tuple[str, Action, tuple[Condition, ...]]] = []
-    for name, rules in calls.items():
-        if policy.priority == "first":
-            rules = rules[:1]
-        whole = [at for at, rule in enumerate(rules) if not rule.conditions]
-        if whole:
-            winner = max(whole, key=lambda at: (-rules[at].action.rank, at))
-            lost = [rule for at, rule in enumerate(rules) if at != winner and _wins(rule, at, rules[winner], winner)]
-            rules = [rules[winner]]
-        else:
-            lost = [r for r in rules if r.action == policy.default and any(o.action.rank > r.action.rank for o in rules)]
-        if lost:
-            raise PolicyError(
-                f"{name}: {lost[0].action} under conditions has no OCI form beside the weaker rule: for container engines"
-                " a rule without conditions decides alone, and one with the default action is skipped"
-            )
-        found += [(name, rule.action, rule.conditions) for rule in rules if rule.action != policy.default]
-    return found
-
-
-def _wins(rule: Rule, at: int, other: Rule, other_at: int) -> bool:
-    if rule.action == other.action:
-        return False
-    return (rule.action.rank, -at) < (other.action.rank, -other_at)
-
-
-def _args(conditions: tuple[Condition, ...]) -> dict[str, Any]:
-    args = []
-    for condition in conditions:
-        if not isinstance(condition, Arg) or condition.bits != 64 or condition.signed or condition.op is Op.RANGE:
-            raise PolicyError(f"{condition!r} has no OCI form")
-        limit = 1 << 64
-        arg = {"index": condition.index, "value": condition.a % limit, "op": f"SCMP_CMP_{condition.op.name}"}
-        if condition.op is Op.MASKED_EQ:
-            arg["valueTwo"] = condition.b % limit
-        args.append(arg)
-    if len({arg["index"] for arg in args}) < len(args):
-        raise PolicyError("two conditions on one argument have no OCI form (runc takes them as alternatives)")
-    return {"args": args} if args else {}

@@ -295,10 +295,10 @@ class Policy:
         return oci.load(source, caps=caps, arch=arch, **options)
 
     def to_oci(self) -> dict[str, Any]:
-        """Return the policy as an OCI seccomp profile; see :func:`pyseccomp.oci.dump`."""
-        from pyseccomp import oci
+        """Return the policy as an OCI seccomp profile; see :func:`pyseccomp.oci_write.dump`."""
+        from pyseccomp import oci_write
 
-        return oci.dump(self)
+        return oci_write.dump(self)
 
 
 def _arches(arches: Iterable[ArchLike] | ArchLike) -> tuple[Arch, ...]:
