@@ -117,18 +117,6 @@ bool psc_page_writable(const struct psc_page *page)
 	return page->writable && page->owner == getpid();
 }
 
-int psc_page_keep_on_fork(struct psc_page *page, bool keep)
-{
-	if (!psc_page_writable(page))
-		return -EPERM;
-	return madvise(page->writable, PAGE, keep ? MADV_DOFORK : MADV_DONTFORK) < 0 ? -errno : 0;
-}
-
-void psc_page_adopt(struct psc_page *page)
-{
-	page->owner = getpid();
-}
-
 static uint32_t effective(const struct words *words, unsigned int slot)
 {
 	uint32_t all = words->word[0], own = slot ? words->word[slot] : all;

@@ -156,7 +156,6 @@ struct judge {
 	const struct sock_filter *insns;
 	size_t len;
 	struct psc_inbox *inbox; /* NULL: the user's calls fail with ENOSYS */
-	bool writable;
 	struct taken *now;    /* what is being answered */
 	struct taken *handed; /* what guarded gates handed to the user, some of it answered meanwhile; or NULL */
 	size_t n_handed;
@@ -278,7 +277,7 @@ static void answer(struct judge *judge, const struct gated *gated, const union p
 
 	if (state == PSC_GATE_ACTIVE)
 		(void)!answer_as_program(judge, gated, notif);
-	else if (psc_notify_continue(gated->fd, notif->n.id) == 0 && state == PSC_GATE_INACTIVE && judge->writable &&
+	else if (psc_notify_continue(gated->fd, notif->n.id) == 0 && state == PSC_GATE_INACTIVE &&
 		 triggers(gated, &notif->n.data))
 		psc_page_store(judge->page, gated->slot, PSC_GATE_ACTIVE);
 }
@@ -305,28 +304,6 @@ static int set_triggers(struct gated *gated, const struct psc_gate_trigger *list
 	if (n)
 		memcpy(gated->triggers, list, n * sizeof(*list));
 	return 0;
-}
-
-int psc_gate_serve(int listener, struct psc_page *page, unsigned int slot, const struct sock_filter *insns, size_t len,
-		   const struct psc_gate_trigger *list, size_t n_triggers, int stop_fd)
-{
-	struct taken now;
-	struct judge judge = { page, insns, len, NULL, psc_page_writable(page), &now, NULL, 0 };
-	struct gated gated = { .fd = listener, .slot = slot };
-	struct pollfd fds[2] = { { .fd = listener, .events = POLLIN }, { .fd = stop_fd, .events = POLLIN } };
-	int r = set_triggers(&gated, list, n_triggers);
-
-	if (r < 0)
-		return r;
-	for (;;) {
-		r = poll(fds, 2, -1);
-		if (r < 0 && errno != EINTR)
-			return -errno;
-		if (r > 0 && fds[1].revents)
-			return -ECANCELED;
-		if (r > 0 && fds[0].revents && !serve_one(&judge, &gated, fds[0].revents & POLLIN))
-			return 0;
-	}
 }
 
 /* ------------------------------------------------------------------ server */
@@ -683,7 +660,7 @@ int psc_gate_new(struct psc_page *page, const struct sock_filter *insns, size_t 
 	gate = calloc(1, sizeof(*gate));
 	if (!gate)
 		return -ENOMEM;
-	gate->judge = (struct judge){ page, NULL, len, inbox, true, &gate->now, gate->handed, 0 };
+	gate->judge = (struct judge){ page, NULL, len, inbox, &gate->now, gate->handed, 0 };
 	gate->epoll = gate->bell = -1;
 	gate->owner = getpid();
 	pthread_mutex_init(&gate->lock, NULL);

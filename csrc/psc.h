@@ -1138,13 +1138,8 @@ PSC_MUST_CHECK int psc_filterfd_create_owned(const struct sock_filter *insns, si
 PSC_MUST_CHECK int psc_page_map(int fd, struct psc_page **ret_page);
 void psc_page_unmap(struct psc_page *page);
 
-/* True in the process that may write: the creator, or who adopted it. */
+/* True in the process that may write: the creator. */
 bool psc_page_writable(const struct psc_page *page);
-
-/* Let the next fork() pass the writable mapping on (a guardian's), or no more. The
- * child calls adopt. -EPERM: not the creator. */
-PSC_MUST_CHECK int psc_page_keep_on_fork(struct psc_page *page, bool keep);
-void psc_page_adopt(struct psc_page *page);
 
 /* What holds for a slot (0: the filter's own word); for all of them: ACTIVE if any is. */
 enum psc_gate_state psc_page_state(const struct psc_page *page, unsigned int slot);
@@ -1212,15 +1207,6 @@ PSC_MUST_CHECK int psc_gate_install(struct psc_gate *gate, const struct sock_fil
 
 /* -ENOENT: it is not in. Afterwards its number is not used any more. */
 PSC_MUST_CHECK int psc_gate_remove(struct psc_gate *gate, int listener);
-
-/* Serve one gate in the calling thread: for a guardian that outlives the manager.
- * It was forked with a dup of the listener, and of the page either the writable
- * mapping (psc_page_keep_on_fork) or its own by psc_page_map(): then triggers do
- * not turn it. Answers as the server does, but what is the user's fails with ENOSYS.
- * Returns 0 when no task is left, -ECANCELED when stop_fd (-1: none) is readable. */
-PSC_MUST_CHECK int psc_gate_serve(int listener, struct psc_page *page, unsigned int slot,
-				  const struct sock_filter *insns, size_t len, const struct psc_gate_trigger *triggers,
-				  size_t n_triggers, int stop_fd);
 
 /* -------------------------------------------------------------------- park
  *

@@ -581,11 +581,7 @@ cdef extern from "psc.h" nogil:
     int psc_journal_adopt(int fd, psc_journal **ret_journal)
     size_t psc_journal_orphans(const psc_journal *journal)
     int psc_guardian_run(int socket)
-    int psc_page_keep_on_fork(psc_page *page, bint keep)
-    void psc_page_adopt(psc_page *page)
     void psc_page_store(psc_page *page, unsigned int slot, psc_gate_state state)
-    int psc_gate_serve(int listener, psc_page *page, unsigned int slot, const sock_filter *insns, size_t len,
-                       const psc_gate_trigger *triggers, size_t n_triggers, int stop_fd)
 
 cdef extern from "linux/seccomp.h" nogil:
     enum: SECCOMP_RET_KILL_PROCESS
