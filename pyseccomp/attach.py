@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
@@ -127,6 +126,7 @@ class Attachment(Owned):
         self._acted = threading.Event()
         self._watch: Watch | None = None
         self._clock: threading.Timer | None = None
+        self._ends: float | None = None  # the deadline, on the monotonic clock
 
     @property
     def filter(self) -> Filter:
@@ -597,7 +597,7 @@ def attach_raw(program: Program, log: bool, wait_killable: bool, attachment: Att
         program_flags(log, wait_killable),
         NO_NEW_PRIVS[attachment.no_new_privs],
         attachment.threads == "one",
-        gate.yama_scope() == 1 and not gate.has_cap_sys_ptrace(),
+        gate.yama_scope() == 1 and not gate.has_capability(gate.SYS_PTRACE),
         int(attachment.timeout * 1e9),
     )
 
@@ -631,8 +631,7 @@ def _known(count: int) -> int | None:
 
 def may_suspend_filters() -> bool:
     """True if this process may suspend the filters of a target."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
-    return bool(int(line.split()[1], 16) >> 21 & 1) and all(t.seccomp == "disabled" for t in query(os.getpid()).threads)
+    return gate.has_capability(gate.SYS_ADMIN) and all(t.seccomp == "disabled" for t in query(os.getpid()).threads)
 
 
 # ----------------------------------------------------------------- explanations

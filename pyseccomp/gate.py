@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 NONE, INACTIVE, ACTIVE, PAUSED = range(4)  # enum psc_gate_state
 
+SYS_PTRACE, SYS_ADMIN = 19, 21
+
 _COMPAT = {"x86_64": ("x86", "x32"), "aarch64": ("arm",)}
 _VDSO = ("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu")
 _FINAL = ("exit", "exit_group")
@@ -36,12 +38,12 @@ def yama_scope() -> int:
         return 0
 
 
-def has_cap_sys_ptrace() -> bool:
-    """True if this process has CAP_SYS_PTRACE."""
+def has_capability(number: int) -> bool:
+    """True if this process has a capability."""
     capabilities = next(
         line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:")
     )
-    return bool(int(capabilities, 16) >> 19 & 1)
+    return bool(int(capabilities, 16) >> number & 1)
 
 
 def shown(state: int) -> Literal["inactive", "active"]:
@@ -78,7 +80,7 @@ def resolve_trigger(activate_on: object) -> list[tuple[int, int]]:
 def check_trap(program: Program) -> None:
     """Refuse a program with TRAP where nobody of ours may give its SIGSYS: that takes ptrace by who is no ancestor."""
     traps = any(code == 0x06 and k & 0xFFFF0000 == 0x00030000 for code, _, _, k in struct.iter_unpack("=HBBI", bytes(program)))
-    if traps and yama_scope() and not has_cap_sys_ptrace():
+    if traps and yama_scope() and not has_capability(SYS_PTRACE):
         raise UnsupportedError(
             errno.EOPNOTSUPP,
             f"attach: the program answers TRAP, whose SIGSYS a gate gives by ptrace, which YAMA (ptrace_scope {yama_scope()}) "

@@ -292,7 +292,7 @@ def _attach(filter: Filter, group: GroupAttachment) -> _Group:
         bytes(filter.program),
         flags,
         NO_NEW_PRIVS[group.no_new_privs],
-        gate.yama_scope() == 1 and not gate.has_cap_sys_ptrace(),
+        gate.yama_scope() == 1 and not gate.has_capability(gate.SYS_PTRACE),
         int(group.timeout * 1e9),
         group.on_error == "skip",
     )
