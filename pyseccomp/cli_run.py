@@ -25,6 +25,7 @@ from pyseccomp.group import GroupAttachment
 from pyseccomp.notify import Notification
 from pyseccomp.popen import Popen
 from pyseccomp.responder import Answer, Responder, deny
+from pyseccomp.triggers import ForkAttachment
 
 NOT_STARTED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 
@@ -164,6 +165,9 @@ def attach(options: argparse.Namespace) -> int:
         bound = cli_group.bind(options, filter) if many else filter.attach(options.pid, **holder.attach_arguments(how))
         with bound as attachment:
             try:
+                if options.on == "fork" and isinstance(attachment, ForkAttachment):
+                    _stay_with_children(attachment, answers)
+                    return 0
                 if options.on is not None:
                     _wait_for_event(attachment, options.on)
                 elif options.inactive:
@@ -187,6 +191,19 @@ def _wait_for_event(attachment: Attachment, event: str) -> None:
     _say(f"{attachment.query().state}: process {attachment.pid}, until {event}")
     if attachment.mode != "gate" or attachment._watch is not None:
         attachment.wait()
+
+
+def _stay_with_children(attachment: ForkAttachment, answers: Responder) -> None:
+    """Say who is born, and answer, until the process ends; who interrupts that lets it go."""
+    filter = attachment.filter
+    filter.on_state_change = lambda one, state, why: _say(f"{state}: process {one.pid}: {why}")
+    _say(f"{attachment.query().state}: process {attachment.pid}; each child of it is filtered, until Ctrl-C")
+    if filter.program.notifies:
+        _serve_here(filter, answers)
+    else:
+        holder.wait_for_end([attachment])
+    for error in attachment.errors:
+        raise error
 
 
 def _serve_here(filter: Filter, answers: Responder) -> None:

@@ -508,7 +508,7 @@ class Filter(Owned, Receiver):
         except BaseException:
             os.close(fd)
             raise
-        attachment.on_deadline = on_deadline
+        attachment.on_deadline, attachment._ends = on_deadline, _moment(deadline)
         if answer is not None or deadline is not None:
             try:
                 self._guard(attachment, answer, deadline)
@@ -602,7 +602,7 @@ class Filter(Owned, Receiver):
             os.close(fd)
             raise
         attachment = Attachment(self, pid, fd, threads, no_new_privs, timeout, slot)
-        attachment.on_deadline, attachment._death = on_deadline, answer
+        attachment.on_deadline, attachment._ends, attachment._death = on_deadline, _moment(deadline), answer
         try:
             with self._lock:
                 self._check_open("attach")
@@ -863,6 +863,10 @@ class Filter(Owned, Receiver):
 def _dup(fd: int) -> int:
     """Duplicate a descriptor, CLOEXEC, above the standard three."""
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def _moment(deadline: float | None) -> float | None:
+    return None if deadline is None else time.monotonic() + deadline
 
 
 def _call(method: weakref.WeakMethod[Callable[..., None]], *args: Any) -> None:

@@ -181,6 +181,7 @@ class Holder:
             "mode": attachment.mode,
             "state": state,
             "notes": notes,
+            "deadline": self._left(attachment),
             "why": self._why.get(attachment.pid, "")[:MAX_WHY],
         }
 
@@ -188,8 +189,16 @@ class Holder:
         slot = attachment._slot if attachment.mode == "gate" else 0
         yield "paused", bool(slot) and not attachment.closed and self.filter._page.state(slot) == gate.PAUSED
         yield "hardened", attachment.hardened
-        yield "waits for exec", isinstance(attachment, TriggeredAttachment) and attachment.armed
-        yield "has a deadline", attachment._ward is not None and not attachment.activated
+        if isinstance(attachment, TriggeredAttachment):
+            yield f"waits for {attachment._event}", attachment.armed
+        left = self._left(attachment)
+        yield f"has a deadline: {attachment.on_deadline} in {left} s", left is not None
+
+    def _left(self, attachment: Attachment) -> int | None:
+        """Seconds until its deadline; None: there is none, or none any more."""
+        if attachment._ends is None or attachment.activated:
+            return None
+        return max(0, round(attachment._ends - time.monotonic()))
 
     def _on_state_change(self, attachment: Attachment, state: State, why: str) -> None:
         self._why[attachment.pid] = why

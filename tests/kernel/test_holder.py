@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import random
+import re
 import select
 import signal
 import socket
@@ -84,23 +85,11 @@ def dies(pid: int, by: int = signal.SIGKILL) -> None:
     ends(pid)
 
 
-def line_of(process: Victim) -> str:
-    """The next line, where several can come at once: nothing is read ahead."""
-    assert process.stdout is not None
-    found = b""
-    while not found.endswith(b"\n"):
-        assert select.select([process.stdout], [], [], 30)[0], f"no line, only {found!r}"
-        byte = os.read(process.stdout.fileno(), 1)
-        assert byte, f"ended after {found!r}"
-        found += byte
-    return found.decode().rstrip("\n")
-
-
 @contextlib.contextmanager
 def agent(*args: object) -> Iterator[tuple[Victim, str]]:
     """A holder in the foreground, and its first line."""
     with victim(*PROGRAM, "agent", *map(str, args), ready=None, stderr=subprocess.PIPE) as process:
-        yield process, line_of(process)
+        yield process, process.line()
         assert process.stderr is not None
         process.stderr.close()
 
@@ -165,6 +154,35 @@ def test_a_gate_is_held_for_those_that_the_target_left_behind() -> None:
         ends(pid)
 
 
+def test_the_children_of_a_process_are_filtered_by_the_holder_and_shown() -> None:
+    with victim(build_victim("births")) as subject:
+        said = ok(cli("attach", subject.pid, *RULE, "--on", "fork", "--name", "web"))
+        assert "inactive, waits for fork" in said
+        for _ in range(3):
+            subject.tell("fork")
+            assert subject.line() == f"{DENIED} 0"
+        assert (subject.pid, "inactive") in targets()
+        ok(cli("activate", "--close", "web", "--force"))
+        subject.tell("fork")
+        assert subject.line() == "0 0"
+
+
+@pytest.mark.parametrize("event", ["fork", "fork-all"])
+def test_attach_on_fork_in_the_foreground_filters_the_children(event: str) -> None:
+    with victim(build_victim("births")) as subject:
+        command = [*PROGRAM, "attach", str(subject.pid), *RULE, "--on", event]
+        with victim(*command, ready=None) as process:
+            assert [process.line().split(":")[0] for _ in range(2)] == ["detached", "inactive"]
+            subject.tell("fork")
+            assert subject.line() == (f"{DENIED} 0" if event == "fork" else f"{DENIED} {DENIED}")
+            assert process.line().startswith("active: process ")
+            if event == "fork":
+                process.send_signal(signal.SIGINT)
+            assert process.wait(30) == (130 if event == "fork" else 0)
+        subject.tell("fork")
+        assert subject.line().split()[1] == ("0" if event == "fork" else str(DENIED))
+
+
 def test_activation_on_exec_needs_no_command() -> None:
     with victim("sh", "-c", f"echo ready; read x; exec {build_victim('idle')}") as subject:
         assert "inactive, waits for exec" in ok(cli("attach", subject.pid, *RULE, "--on", "exec", "--name", "web"))
@@ -208,7 +226,7 @@ def test_targets_are_added_to_a_held_filter_and_activated_together() -> None:
             assert line.startswith("detached: ")
             for subject in (one, two):
                 ok(cli("attach", subject.pid, "--inactive", "--name", "web"))
-                assert line_of(process).startswith(f"inactive: process {subject.pid}")
+                assert process.line().startswith(f"inactive: process {subject.pid}")
             assert ok(cli("activate", "web")).count("active: process ") == 2
             assert [ask(subject)["probe"] for subject in (one, two)] == [DENIED] * 2
             one.kill(), two.kill()
@@ -323,10 +341,21 @@ def test_a_guarded_gate_is_active_when_its_holder_is_dead(by: int) -> None:
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
 def test_a_deadline_is_kept_when_the_holder_dies(by: int) -> None:
     with victim(build_victim("idle")) as subject:
-        assert "has a deadline" in ok(cli("attach", subject.pid, *RULE, "--inactive", "--deadline", "1h", "--name", "web"))
+        said = ok(cli("attach", subject.pid, *RULE, "--inactive", "--deadline", "1h", "--name", "web"))
+        assert re.search(r"has a deadline: activate in 3[56]\d\d s", said)
         dies(held()["pid"], by)
         wait_until(lambda: set(filter_counts(subject.pid).values()) == {1}, "activated by the guardian")
         assert ask(subject)["probe"] == DENIED
+
+
+def test_the_deadline_of_a_gate_is_shown_until_it_is_active() -> None:
+    with victim(build_victim("idle")) as subject:
+        how = ("--gate", "--inactive", "--deadline", "1h", "--on-deadline", "kill")
+        shown = r"inactive, has a deadline: kill in 3[56]\d\d s"
+        assert re.search(shown, ok(cli("attach", subject.pid, *RULE, *how, "--name", "web")))
+        assert re.search(shown, ok(cli("activate", "--list")))
+        assert 3500 < json.loads(ok(cli("activate", "--list", "--json")))[0]["targets"][0]["deadline"] <= 3600
+        assert "deadline" not in ok(cli("activate", "web"))
 
 
 def test_a_deadline_can_kill_when_the_holder_dies() -> None:
@@ -469,19 +498,19 @@ def test_a_directory_that_others_may_enter_is_refused(runtime: Path) -> None:
 def test_a_gate_in_the_foreground_is_kept_until_its_target_ends() -> None:
     with victim(build_victim("idle")) as subject:
         with victim(*PROGRAM, "attach", subject.pid, *RULE, "--gate", ready=None) as process:
-            assert [line_of(process).split(":")[0] for _ in range(2)] == ["detached", "active"]
+            assert [process.line().split(":")[0] for _ in range(2)] == ["detached", "active"]
             assert ask(subject)["probe"] == DENIED
             subject.kill()
-            assert line_of(process).startswith("dead") and process.wait(30) == 0
+            assert process.line().startswith("dead") and process.wait(30) == 0
 
 
 def test_an_exec_is_waited_for_in_the_foreground() -> None:
     with victim("sh", "-c", f"echo ready; read x; exec {build_victim('idle')}") as subject:
         with victim(*PROGRAM, "attach", subject.pid, *RULE, "--on", "exec", ready=None) as process:
-            assert [line_of(process).split(":")[0] for _ in range(2)] == ["detached", "inactive"]
+            assert [process.line().split(":")[0] for _ in range(2)] == ["detached", "inactive"]
             subject.tell("go")
             assert subject.line() == "ready"
-            assert line_of(process).startswith("active") and process.wait(30) == 0
+            assert process.line().startswith("active") and process.wait(30) == 0
             assert ask(subject)["probe"] == DENIED
 
 
@@ -490,7 +519,7 @@ def test_ctrl_c_gives_an_event_up() -> None:
     with victim(build_victim("idle")) as subject:
         for event in ("exec", "1h"):
             with victim(*PROGRAM, "attach", subject.pid, *RULE, "--on", event, ready=None, stderr=subprocess.PIPE) as process:
-                assert [line_of(process).split(":")[0] for _ in range(2)] == ["detached", "inactive"]
+                assert [process.line().split(":")[0] for _ in range(2)] == ["detached", "inactive"]
                 process.send_signal(signal.SIGINT)
                 assert process.wait(30) == 130
                 assert process.stderr is not None
