@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno as errno_module
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -64,6 +65,9 @@ ALLOW: Final = Action(0x7FFF0000)
 
 
 def _data(name: str, value: int, limit: int) -> int:
+    if value is None or isinstance(value, (str, bytes)):
+        hint = f" such as errno.{value}" if name == "ERRNO" and isinstance(value, str) and value in errno_module.errorcode.values() else ""
+        raise TypeError(f"{name}({value!r}): an integer is required{hint}")
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
         raise PolicyError(f"{name}({value!r}): the value must be an integer from 0 to {limit}")
     return value
@@ -74,6 +78,7 @@ def ERRNO(errno: int) -> Action:  # noqa: N802 - libseccomp's name
 
     Raises:
         PolicyError: errno is outside 0..4095; the kernel would silently cut it to 4095.
+        TypeError: it is no number.
     """
     return Action(0x00050000 | _data("ERRNO", errno, 4095))
 
@@ -83,6 +88,7 @@ def TRACE(message: int) -> Action:  # noqa: N802 - libseccomp's name
 
     Raises:
         PolicyError: message is outside 0..65535.
+        TypeError: it is no number.
     """
     return Action(0x7FF00000 | _data("TRACE", message, 0xFFFF))
 

@@ -164,7 +164,7 @@ def resolve_syscall(arch: Arch | int, syscall: int | str) -> int | bytes:
     """Return the number of a name on an architecture, or the name (bytes) of a number.
 
     A call that the architecture makes through ``socketcall`` or ``ipc`` alone has the number of that; one that it does not have
-    a negative number that stands for the name in ``add_rule``; an unknown name, or architecture, has -1.
+    a negative number that stands for the name in ``add_rule``, and here; an unknown name, or architecture, has -1.
 
     Raises:
         LibseccompValueError: no call has that number there.
@@ -179,7 +179,7 @@ def resolve_syscall(arch: Arch | int, syscall: int | str) -> int | bytes:
             return -1
         raise
     if isinstance(syscall, int):
-        name = syscalls.name(syscall, place)
+        name = syscalls.name(syscall, place) or _stands_for(syscall, place)
         if name is None:
             _fail(errno.EINVAL, place.value, f"Unknown syscall {syscall} on arch {int(place)}")
         return name.encode()
@@ -236,6 +236,12 @@ def _number(name: str, arch: Arch) -> int | None:
         return syscalls.resolve(name, arch)
     except UnknownSyscallError:
         return None
+
+
+def _stands_for(number: int, arch: Arch) -> str | None:
+    """The name for which a negative number stands on an architecture that does not have the call by itself alone."""
+    name = pseudo.NAMES.get(number)
+    return name if name is not None and (_number(name, arch) is None or _multiplexed(name, arch) is not None) else None
 
 
 def _multiplexed(name: str, arch: Arch) -> int | None:

@@ -306,16 +306,40 @@ def read_file(path: str, limit: int = MAX_SIZE) -> bytes:
         os.close(fd)
 
 
+class _RepeatedKeyError(Exception):
+    pass
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        again = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise PolicyError(shortened(f"key {again!r} is given twice in one object (keys {', '.join(found)})"))
+        raise _RepeatedKeyError
     return found
 
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+class _Repeated(str):
+    """Stands for an object that has this key twice."""
+
+
+def _repeated(text: str) -> str:
+    """Where an object has a key twice, and which; for a text in which one has."""
+
+    def mark(pairs: list[tuple[str, Any]]) -> Any:
+        seen: set[str] = set()
+        again = next((key for key, _ in pairs if key in seen or seen.add(key)), None)  # type: ignore[func-returns-value]
+        return dict(pairs) if again is None else _Repeated(again)
+
+    todo: list[tuple[str, Any]] = [("$", json.JSONDecoder(object_pairs_hook=mark).decode(text))]
+    while todo:
+        path, value = todo.pop()
+        if isinstance(value, _Repeated):
+            return f"{path}: key {str(value)!r} is given twice in one object"
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        todo += [(f"{path}.{key}" if isinstance(value, dict) else f"{path}[{key}]", one) for key, one in inner if isinstance(one, (dict, list, _Repeated))]
+    raise AssertionError("no object has a key twice")
 
 
 def _parse(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any]:
@@ -332,6 +356,13 @@ def _parse(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any
     return name, decode(data, name)
 
 
+def _value(text: str) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except _RepeatedKeyError:
+        raise PolicyError(shortened(_repeated(text))) from None
+
+
 def decode(data: bytes, name: str) -> Any:
     """Return the value of JSON text in which no object has a key twice; name is what errors call it.
 
@@ -339,7 +370,7 @@ def decode(data: bytes, name: str) -> Any:
         PolicyError: not JSON, or not such.
     """
     try:
-        return _DECODER.decode(data.decode().removeprefix("\ufeff"))
+        return _value(data.decode().removeprefix("\ufeff"))
     except PolicyError as error:
         raise PolicyError(f"{name}: {error}") from None
     except json.JSONDecodeError as error:

@@ -40,6 +40,13 @@ for name in ("read", "socketcall", "ipc", "nosuch", "mmap2", "_llseek"):
     show("resolve", seccomp.resolve_syscall, S390X, name)
 for number in (0, 2, 41, 99999, -101):
     show("resolve number", seccomp.resolve_syscall, X86_64, number)
+for token in (X86_64, X86, S390X, int(Arch("aarch64"))):
+    for number in (*range(-10250, -9999), *range(-230, -90)):
+        if number != -10146:  # oldwait4, which libseccomp numbers and does not name
+            show("resolve number", seccomp.resolve_syscall, token, number)
+for data in ("EPERM", None, b"1"):
+    show("errno", seccomp.ERRNO, data)
+    show("trace", seccomp.TRACE, data)
 show("resolve", seccomp.resolve_syscall, 5, "read")
 show("resolve", seccomp.resolve_syscall, X86_64, b"read")
 for name in ("nosuch", "x86_64", "mips64n32", "ppc64le", 1.5, 12345, 0, X32):

@@ -121,7 +121,7 @@ def test_errors_name_the_place_and_the_reason(source, says):
         ps.Policy.from_oci(source, arch="x86_64")
 
 
-@pytest.mark.parametrize(("text", "says"), [("{", "line 1 column 2: not JSON"), ('{"a": 1, "a": 2}', "key 'a' is given twice"), ("[" * 100000, "nested too deeply"), ("[]", "expected a seccomp profile"), ("\xff\xfe", "not JSON")])
+@pytest.mark.parametrize(("text", "says"), [("{", "line 1 column 2: not JSON"), ('{"a": 1, "a": 2} x', "line 1 column 18: not JSON"), ('{"a": 1, "a": 2}', r"\$: key 'a' is given twice"), ('{"syscalls": [{}, {"args": [{"op": 1, "op": 2}]}]}', r"\$\.syscalls\[1\]\.args\[0\]: key 'op' is given twice in one object"), ("[" * 100000, "nested too deeply"), ("[]", "expected a seccomp profile"), ("\xff\xfe", "not JSON")])
 def test_files_that_are_no_profiles_are_refused_by_name(tmp_path, text, says):
     path = tmp_path / "policy.json"
     path.write_bytes(text.encode("latin-1"))
