@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pyseccomp import _core
+from pyseccomp import _core, syscalls
 from pyseccomp.actions import ALLOW, ERRNO, Action, Condition, Term
 from pyseccomp.equivalence import Difference, difference
 from pyseccomp.program import Program
@@ -54,14 +54,20 @@ def _seen(policy: Policy, call: int, index: int, terms: tuple[Term, ...]) -> Dif
 
 
 def contradict(policy: Policy, call: int, index: int, conditions: tuple[Condition, ...]) -> bool:
-    """Return whether conditions of one rule exclude each other. Looks only where two are about one argument."""
+    """Return whether conditions of one rule exclude each other, or one itself. Looks only where an argument is asked twice."""
     seen: set[int] = set()
     for condition in conditions:
-        args = {term[1] for term in condition.terms if term[0] == 0}
-        if args & seen:
+        args = [term[1] for term in condition.terms if term[0] == 0]
+        within = len(set(args)) < len(args) and any(term[0] in (1, 2) for term in condition.terms)  # In() only has |
+        if within or not seen.isdisjoint(args):
             return _seen(policy, call, index, tuple(t for c in conditions for t in c.terms)) is None
-        seen |= args
+        seen.update(args)
     return False
+
+
+def never(policy: Policy, condition: Condition) -> bool:
+    """Return whether a condition excludes itself, for whatever call of the policy's architectures."""
+    return contradict(policy, syscalls.IDS["read"], -1, (condition,))
 
 
 def find(policy: Policy) -> tuple[Conflict, ...]:

@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 
 from pyseccomp import actions, oci
 from pyseccomp.actions import Action, Arg, Op
-from pyseccomp.errors import PolicyError, UnknownSyscallError
+from pyseccomp.errors import ContradictionError, PolicyError, UnknownSyscallError
 from pyseccomp.policy import Policy
 from pyseccomp.syscalls import Arch, ArchLike
 
@@ -126,3 +126,5 @@ def _add(reader: _Reader, policy: Policy, rule: Any, path: str, action: Action, 
         policy.add(action, call, *[reader.condition(arg, f"{path}.args[{i}]") for i, arg in enumerate(args or ())])
     except UnknownSyscallError as error:
         reader.fail(f"{path}.syscall", str(error))
+    except ContradictionError as error:
+        reader.fail(f"{path}.args", str(error))

@@ -5,11 +5,13 @@ arg1 & 2 || arg2 in 7``), on which the call is allowed; ``; return EPERM`` says 
 the bits is set, ``in`` when no bit outside of these is. All other calls get the default. compile_seccomp_policy.py reads
 another dialect, in which an action after a comparison is what a *match* gets: its forms ({...}, [arch=...], @default, @denylist,
 @frequency, ``; allow``) are refused here, as the two cannot be told apart otherwise; :mod:`pyseccomp.minijail_compiler` reads it,
-``ps.load(path, dialect="compiler")``.
+``ps.load(path, dialect="compiler")``. Comparisons that exclude each other (``arg0 == 1 && arg0 == 2``), of which minijail says
+nothing, are refused in both.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -22,9 +24,9 @@ import termios
 from collections.abc import Iterator
 from typing import Final, NoReturn
 
-from pyseccomp import actions, oci
+from pyseccomp import actions, conflicts, oci
 from pyseccomp.actions import ALLOW, KILL_PROCESS, Action, Arg, Condition, Op
-from pyseccomp.errors import PolicyError, UnknownSyscallError
+from pyseccomp.errors import ContradictionError, PolicyError, UnknownSyscallError
 from pyseccomp.policy import Policy
 from pyseccomp.syscalls import ArchLike
 
@@ -138,7 +140,8 @@ class Reader:
                 self.fail(where, f"after ; expected 'return ERRNO', found {otherwise.strip()[:60]!r}")
             other = self.action(otherwise.strip(), where)
             assert other is not None
-            self.policy.add(other, call, ~condition)
+            with contextlib.suppress(ContradictionError):  # some comparison holds always
+                self.policy.add(other, call, ~condition)
         self.policy.add(ALLOW, call, condition)
 
     def action(self, text: str, where: str) -> Action | None:
@@ -164,6 +167,8 @@ class Reader:
                 one = self.atom(part.strip(), where)
                 both = one if both is None else both & one
             assert both is not None
+            if conflicts.never(self.policy, both):
+                self.fail(where, f"{' '.join(alternative.split())[:60]!r} contradicts itself: no call can match")
             result = both if result is None else result | both
         assert result is not None
         return result

@@ -12,7 +12,7 @@ import os
 import re
 from typing import Final, NoReturn
 
-from pyseccomp import actions, minijail, oci, syscalls
+from pyseccomp import actions, conflicts, minijail, oci, syscalls
 from pyseccomp.actions import ALLOW, KILL_THREAD, Action, Condition
 from pyseccomp.errors import PolicyError, UnknownSyscallError
 from pyseccomp.policy import Policy
@@ -201,6 +201,8 @@ class _Reader:
         condition = self.atom(line)
         while line.take("&&"):
             condition = condition & self.atom(line)
+        if conflicts.never(self.policy, condition):
+            line.fail(f"{condition!r} contradicts itself: no call can match")
         return condition
 
     def atom(self, line: _Line) -> Condition:

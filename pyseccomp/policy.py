@@ -163,9 +163,10 @@ class Policy:
         else:
             place, call = self._on_one(syscall, arch)
             core = int(action), call, place.index, terms
-        if len(conditions) > 1 and self._contradict(core[1], core[2], conditions):
+        if len(terms) > 1 and self._contradict(core[1], core[2], conditions):
             told = " and ".join(map(repr, conditions))
-            raise ContradictionError(f"{syscall}: {told} contradict each other: no call can match both")
+            what = "contradict each other: no call can match both" if len(conditions) > 1 else "contradicts itself: no call can match"
+            raise ContradictionError(f"{syscall}: {told} {what}")
         self._rules.append((action, syscall, conditions, place))
         self._core_rules.append(core)
 

@@ -82,3 +82,13 @@ def test_conditions_on_one_argument_that_meet_are_taken() -> None:
     policy = ps.Policy(ps.ALLOW)
     policy.add(ps.ERRNO(errno.EPERM), "socket", ps.Arg(0, ps.GE, 5), ps.Arg(0, ps.LE, 5))
     assert policy.compile().simulate("socket", (5,)).action == ps.ERRNO(errno.EPERM)
+
+
+def test_a_condition_that_excludes_itself_is_refused():
+    policy = ps.Policy(ps.ALLOW, "x86_64")
+    for condition in (ps.Arg(0, ps.EQ, 1) & ps.Arg(0, ps.EQ, 2), ~(ps.Arg(0, ps.LT, 9) | ps.Arg(0, ps.GE, 9))):
+        with pytest.raises(ps.PolicyError, match="read: .* contradicts itself: no call can match"):
+            policy.add(ps.TRAP, "read", condition)
+    policy.add(ps.TRAP, "read", ps.Arg(0, ps.EQ, 1) & ps.Arg(0, ps.EQ, 2) | ps.Arg(1, ps.EQ, 3))
+    policy.add(ps.TRAP, "read", ps.In(0, range(100)), ~ps.In(1, range(100)))
+    assert len(policy.rules) == 2

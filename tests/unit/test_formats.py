@@ -109,6 +109,7 @@ def test_firecracker_older_names_and_actions_with_data():
         (filters({"syscall": "read", "args": []}), "leave it out"),
         (filters({"syscall": "read"}, {"syscall": "read", "args": [arg()]}), r"filter\[1\]: read has rules with args and one without"),
         (filters({"syscall": "read", "args": [arg(6)]}), r"args\[0\]\.index: 6 is not"),
+        (filters({"syscall": "read", "args": [arg(val=1), arg(val=2)]}), r"filter\[0\]\.args: read: .* contradict each other"),
         (filters({"syscall": "read", "args": [arg(kind="word")]}), r"args\[0\]\.type: unknown type"),
         (filters({"syscall": "read", "args": [arg(op="is")]}), r"args\[0\]\.op: unknown operator"),
         (filters({"syscall": "read", "args": [arg(val=-1)]}), r"args\[0\]\.val: -1 is not"),

@@ -30,6 +30,8 @@ def answer(text, call, *args):
         ("arg0 in ~PROT_EXEC || arg1 == 010", (4, 9), ps.KILL_PROCESS),
         ("arg0 == 1 && \\\n arg1 > O_RDWR | 1  # more", (1, 4), ps.ALLOW),
         ("arg0 == 1 && arg1 > 3", (1, 3), ps.KILL_PROCESS),
+        ("arg0 == 1 && arg0 in 0x3; return EPERM", (1,), ps.ALLOW),
+        ("arg0 < 5 || arg0 >= 5; return EPERM", (7,), ps.ALLOW),
     ],
 )
 def test_filters_mean_what_minijail_says(rule, args, action):
@@ -63,6 +65,8 @@ def test_one_door_and_includes(tmp_path, monkeypatch):
         ("read[arch=x86]: 1", "p:1: expected 'call: filter'"),
         ("@default allow", "p:1: @default is not understood"),
         ("@include b", "must begin with"),
+        ("read: arg0 == 1 && arg0 == 2", "p:1: 'arg0 == 1 && arg0 == 2' contradicts itself: no call can match"),
+        ("read: arg1 == 1 || arg0 > 5 && arg0 < 5", "p:1: 'arg0 > 5 && arg0 < 5' contradicts itself"),
         ("@include ./none-such", "p:1: ./none-such cannot be read"),
     ],
 )

@@ -92,6 +92,7 @@ def test_includes_and_frequencies(tmp_path):
         ("read: 1 2", "p:1: '2' was not expected here"),
         ("read[arch=sparc]: 1", "expected arch= and of"),
         ("@default allow", "p:1: @default allow: must be"),
+        ("read: arg0 == 1 || arg0 == 1 && arg0 == 2", r"p:1: \(Arg\(0, EQ, 1\) & Arg\(0, EQ, 2\)\) contradicts itself"),
         ("@denylist\nread: allow", "p:2: in a denylist"),
         ("@denylist\nread: arg0 == 1", "p:2: in a denylist"),
         ("read: 1\n@denylist", "p:2: @denylist must come before"),
