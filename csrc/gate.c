@@ -518,7 +518,7 @@ static void inherit(struct psc_gate *gate)
 	for (size_t i = 0; i < PSC_GATE_SLOTS; i++) {
 		struct gated *gated = gate->gated[i];
 
-		if (!gated || !gated->care.guarded)
+		if (!gated || !gated->care.guarded || gated->fd < 0)
 			continue;
 		if (gated->care.answer.kind == PSC_KILL)
 			kill_target(gated);
@@ -754,14 +754,15 @@ int psc_gate_add(struct psc_gate *gate, int listener, unsigned int slot, const s
 }
 
 int psc_gate_install(struct psc_gate *gate, const struct sock_filter *insns, size_t len, uint32_t flags,
-		     int no_new_privs, unsigned int slot, const struct psc_gate_trigger *list, size_t n_triggers)
+		     int no_new_privs, unsigned int slot, const struct psc_gate_trigger *list, size_t n_triggers,
+		     const struct psc_gate_care *care)
 {
 	const struct timespec nap = { 0, 20000 };
 	struct gated *gated;
 	int r;
 
 	pthread_mutex_lock(&gate->lock);
-	r = make_gated(gate, -1, slot, list, n_triggers, NULL, &gated);
+	r = make_gated(gate, -1, slot, list, n_triggers, care, &gated);
 	if (r == 0) {
 		gate->installed = NOT_YET;
 		r = command(gate, ORDER_INSTALL, gated);

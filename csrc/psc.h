@@ -1200,10 +1200,11 @@ PSC_MUST_CHECK int psc_gate_add(struct psc_gate *gate, int listener, unsigned in
 				const struct psc_gate_care *care);
 
 /* Install the gate program for ourselves (flags as psc_install(), NEW_LISTENER is
- * added); the server has the listener before any call of ours can be gated. */
+ * added); the server has the listener before any call of ours can be gated. care: as
+ * above, for those that we fork and for the program that we execute: that too ends us. */
 PSC_MUST_CHECK int psc_gate_install(struct psc_gate *gate, const struct sock_filter *insns, size_t len, uint32_t flags,
 				    int no_new_privs, unsigned int slot, const struct psc_gate_trigger *triggers,
-				    size_t n_triggers);
+				    size_t n_triggers, const struct psc_gate_care *care);
 
 /* -ENOENT: it is not in. Afterwards its number is not used any more. */
 PSC_MUST_CHECK int psc_gate_remove(struct psc_gate *gate, int listener);

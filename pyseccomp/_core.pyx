@@ -1635,6 +1635,17 @@ def gate_hard_program(const uint8_t[::1] program) -> tuple[int, bytes]:
     return kept, (<const char *>out)[:n * sizeof(cpsc.sock_filter)]
 
 
+cdef cpsc.psc_gate_care _care(dict wanted):
+    cdef cpsc.psc_gate_care care
+    cdef Answer answer = wanted.get("answer")
+    memset(&care, 0, sizeof(care))
+    care.guarded, care.kill = wanted.get("guarded", False), wanted.get("kill", False)
+    care.deadline, care.pidfd = wanted.get("deadline", -1), wanted.get("pidfd", -1)
+    if answer is not None:
+        care.answer = answer.answer
+    return care
+
+
 @cython.no_gc_clear
 cdef class Gate:
     """The server of a filter's gated listeners."""
@@ -1662,27 +1673,23 @@ cdef class Gate:
     def __dealloc__(self):
         cpsc.psc_gate_free(self.gate)
 
-    def add(self, int listener, unsigned int slot, list triggers, bint guarded=False, Answer answer=None, int64_t deadline=-1,
-            bint kill=False, int pidfd=-1) -> None:
-        cdef cpsc.psc_gate_care care
+    def add(self, int listener, unsigned int slot, list triggers, **care) -> None:
+        cdef cpsc.psc_gate_care care_ = _care(care)
         cdef cpsc.psc_gate_trigger list_[cpsc.PSC_MAX_GATE_TRIGGERS]
         cdef size_t n = _triggers(triggers, list_)
         cdef int r
-        memset(&care, 0, sizeof(care))
-        care.guarded, care.deadline, care.kill, care.pidfd = guarded, deadline, kill, pidfd
-        if answer is not None:
-            care.answer = answer.answer
         with nogil:
-            r = cpsc.psc_gate_add(self.gate, listener, slot, list_, n, &care)
+            r = cpsc.psc_gate_add(self.gate, listener, slot, list_, n, &care_)
         _os_check(r)
 
-    def install(self, const uint8_t[::1] program, uint32_t flags, int no_new_privs, unsigned int slot, list triggers) -> int:
+    def install(self, const uint8_t[::1] program, uint32_t flags, int no_new_privs, unsigned int slot, list triggers, **care) -> int:
+        cdef cpsc.psc_gate_care care_ = _care(care)
         cdef cpsc.psc_gate_trigger list_[cpsc.PSC_MAX_GATE_TRIGGERS]
         cdef size_t n = 0, n_triggers = _triggers(triggers, list_)
         cdef const cpsc.sock_filter *insns = _insns(program, &n)
         cdef int r
         with nogil:
-            r = cpsc.psc_gate_install(self.gate, insns, n, flags, no_new_privs, slot, list_, n_triggers)
+            r = cpsc.psc_gate_install(self.gate, insns, n, flags, no_new_privs, slot, list_, n_triggers, &care_)
         return _os_check(r)
 
     def remove(self, int listener) -> None:

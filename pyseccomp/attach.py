@@ -343,29 +343,32 @@ class Attachment(Owned):
         deadline: float | None,
     ) -> None:
         """Put the gate program in, its listener served before the first call can be gated. For Filter only."""
+        care = {
+            "guarded": answer is not None or deadline is not None,
+            "answer": answer,
+            "deadline": deadline_ns(deadline),
+            "kill": deadline is not None and self.on_deadline == "kill",
+            "pidfd": self._pidfd,
+        }
         if self.pid == os.getpid():
             before = query(pidfd=self._pidfd)
             flags = program_flags(False, wait_killable) | (_FLAG_TSYNC if self.threads == "all" else 0)
             no_new_privs = {False: 0, True: 1, "auto": -1}[self.no_new_privs]
             try:
-                listener = server.install(bytes(program), flags, no_new_privs, self._slot, triggers)
+                listener = server.install(bytes(program), flags, no_new_privs, self._slot, triggers, **care)
             except OSError as error:
                 raise _kernel_refusal(error.errno or 0, "attach to oneself as a gate", None) from None
             self.result, self._listeners = _own_result(before), (listener,)
-            return
-        guarded, ends = answer is not None or deadline is not None, deadline_ns(deadline)
-        self.result, self._listeners = attach_other(program, False, wait_killable, self)
-        for listener in self._listeners:
-            server.add(
-                listener,
-                self._slot,
-                triggers,
-                guarded=guarded,
-                answer=answer,
-                deadline=ends,
-                kill=deadline is not None and self.on_deadline == "kill",
-                pidfd=self._pidfd,
-            )
+        else:
+            self.result, self._listeners = attach_other(program, False, wait_killable, self)
+            try:
+                for listener in self._listeners:
+                    server.add(listener, self._slot, triggers, **care)
+            except OSError as error:
+                raise AttachError(
+                    error.errno or 0,
+                    f"attach to pid {self.pid} as a gate: it is in, but cannot be served ({error.strerror}); its gated calls fail with ENOSYS",
+                ) from None
         if deadline is not None:
             self._clock = threading.Timer(deadline, self._tell_deadline)
             self._clock.daemon = True

@@ -38,7 +38,7 @@ def add_moments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--on", metavar="EVENT", help="activate at: exec, fork, a system call by name (which is let run), or a time such as 5s, 200ms, 2m"
     )
-    group.add_argument("--deadline", metavar="TIME", help="with --inactive: do what --on-deadline says then, or when we die before")
+    group.add_argument("--deadline", metavar="TIME", help="with --inactive, or --on SYSCALL or TIME: do what --on-deadline says then, or when we die before")
     group.add_argument("--on-deadline", choices=("activate", "kill"), default="activate", help="(activate)")
     group.add_argument(
         "--on-death",
@@ -92,8 +92,8 @@ def moments(options: argparse.Namespace) -> Message:
     else:
         how["activate_on"] = seconds(options.on) if options.on[:1].isdigit() else options.on
     if options.deadline is not None:
-        if not options.inactive and not isinstance(how.get("activate_on"), float):
-            options.usage("--deadline goes with --inactive, or with --on TIME")
+        if not options.inactive and options.on in (None, "exec", "fork", "fork-all"):
+            options.usage("--deadline goes with --inactive, or with --on SYSCALL or TIME")
         how |= {"deadline": seconds(options.deadline), "on_deadline": options.on_deadline}
     if options.on_death is not None:
         words = ("allow", "kill", "hold")

@@ -426,7 +426,7 @@ cdef extern from "psc.h" nogil:
     int psc_gate_add(psc_gate *gate, int listener, unsigned int slot, const psc_gate_trigger *triggers, size_t n_triggers,
                      const psc_gate_care *care)
     int psc_gate_install(psc_gate *gate, const sock_filter *insns, size_t len, uint32_t flags, int no_new_privs,
-                         unsigned int slot, const psc_gate_trigger *triggers, size_t n_triggers)
+                         unsigned int slot, const psc_gate_trigger *triggers, size_t n_triggers, const psc_gate_care *care)
     int psc_gate_remove(psc_gate *gate, int listener)
     # journal, guardian
     cdef struct psc_journal:

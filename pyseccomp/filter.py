@@ -426,7 +426,7 @@ class Filter(Owned, Receiver):
         filters the main thread only. no_new_privs: "auto" sets it in the target if the kernel asks for it, and
         :attr:`Attachment.result` tells. timeout: seconds within which every thread must have stopped.
 
-        deadline: with active=False, seconds after which the attachment is activated, or the process killed, as on_deadline
+        deadline: with active=False, or with activate_on= an event or (of a gate) a call, seconds after which the attachment is activated, or the process killed, as on_deadline
         says; the death of this process is the deadline too. A process that can then not be filtered, for ``timeout``
         seconds, is killed. on_supervisor_death: what calls that are notified get when this process is dead, those that it
         had received through this object among them: allow(), deny(errno) or kill(), which kills the target as well; hold():
@@ -482,11 +482,13 @@ class Filter(Owned, Receiver):
         answer = death_answer(on_supervisor_death)
         if answer is not None and answer.kind == 0 and self._name is None:
             raise ValueError("attach: on_supervisor_death='hold' goes with Filter(name=), by which ps.reclaim() finds it")
-        if deadline is not None and active:
-            raise ValueError("attach: deadline= goes with active=False")
-        if activate_on is not None and answer is not None:
+        if deadline is not None and active and activate_on is None:
+            raise ValueError("attach: deadline= goes with active=False, or with activate_on=")
+        if activate_on in TRIGGERS and (answer is not None or deadline is not None):
             raise UnsupportedError(
-                errno.EOPNOTSUPP, "attach: on_supervisor_death= with activate_on= is not in this release; attach at once"
+                errno.EOPNOTSUPP,
+                f"attach: deadline= and on_supervisor_death= with activate_on={activate_on!r}: the process that waits for it outlives this "
+                "one, but keeps no time and no listener; bind with active=False and a deadline, or use mode='gate'",
             )
         self._check_open("attach")
         if activate_on in TRIGGERS and not active:
@@ -494,7 +496,9 @@ class Filter(Owned, Receiver):
         if mode == "gate" or activate_on not in (None, *TRIGGERS):
             if answer is not None and answer.kind == 0:
                 raise UnsupportedError(
-                    errno.EOPNOTSUPP, "attach: nobody can reclaim a gate, so on_supervisor_death='hold' is not for it; use mode='inject'"
+                    errno.EOPNOTSUPP,
+                    "attach: on_supervisor_death='hold' is not for gates: only the memory of their creator can turn them, so nobody could "
+                    "reclaim one; use allow(), deny() or kill(), or mode='inject'",
                 )
             return self._attach_gate(
                 target, pidfd, active, threads, no_new_privs, activate_on, timeout, answer, deadline, on_deadline
@@ -591,11 +595,6 @@ class Filter(Owned, Receiver):
         program = gate.build_program(self._program, triggers)
         gate.check_trap(self._program)
         pid, fd = open_target(target, pidfd)
-        if pid == os.getpid() and (answer is not None or deadline is not None):
-            os.close(fd)
-            raise UnsupportedError(
-                errno.EOPNOTSUPP, "attach to oneself as a gate: deadline= and on_supervisor_death= are for other processes; fork a target"
-            )
         try:
             slot = gate.take_slot(self, gate.ACTIVE if active and not triggers else gate.INACTIVE)
         except BaseException:

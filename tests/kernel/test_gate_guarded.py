@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
 import signal
+import sys
 import time
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 import pyseccomp as ps
 from attaching import DENIED, ask, deny_getppid, filter_counts, may_suspend, notify_getppid, rounds, wait_until
-from harness import Victim, build_victim, victim
+from harness import ChildFailed, Victim, build_victim, in_child, victim
 from test_guardian import dies, managing
 
 
@@ -151,6 +153,113 @@ def test_a_gates_deadline_holds_while_the_manager_is_stopped() -> None:
         with managing(lambda pipe: gating(target.pid, pipe, deny_getppid(), deadline=0.3)) as manager:
             os.kill(manager, signal.SIGSTOP)
             wait_until(lambda: ask(target)["probe"] == DENIED, "it is in force")
+
+
+def calls() -> int:
+    """0, or the errno of a call that these gates decide."""
+    try:
+        os.getpgid(0)
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def no_getpgid() -> ps.Filter:
+    policy = ps.Policy(ps.ALLOW)
+    policy.add(ps.ERRNO(DENIED), "getpgid")
+    return ps.Filter(policy)
+
+
+def until_denied() -> int:
+    end = time.monotonic() + 20
+    while (said := calls()) == 0 and time.monotonic() < end:
+        time.sleep(0.001)
+    return said
+
+
+def test_a_gate_on_oneself_keeps_its_deadline() -> None:
+    def child() -> tuple[int, int, str]:
+        f = no_getpgid()
+        a = f.attach(mode="gate", active=False, deadline=0.2)
+        return calls(), until_denied(), a.query().state
+
+    assert in_child(child) == (0, DENIED, "active")
+
+
+def test_a_deadline_of_a_gate_on_oneself_can_kill() -> None:
+    def child() -> None:
+        f = no_getpgid()
+        f.attach(mode="gate", active=False, deadline=0.1, on_deadline="kill")
+        time.sleep(20)
+
+    in_child(child, dies_of=signal.SIGKILL)
+
+
+@pytest.mark.parametrize("ends", ["kill", "exit"])
+def test_who_gated_itself_leaves_its_children_filtered_when_it_ends(ends: str) -> None:
+    reader, writer = os.pipe()
+
+    def child() -> None:
+        keep.append(f := no_getpgid())
+        f.attach(mode="gate", active=False, on_supervisor_death="allow")
+        parent = os.getpid()
+        asked, ask_ = os.pipe()
+        if os.fork() == 0:
+            before = calls()
+            os.write(ask_, b"x")
+            wait_until(lambda: os.getppid() != parent, "the parent has ended")
+            os.write(writer, f"{before} {until_denied()} {until_denied()}".encode())
+            os._exit(0)
+        os.read(asked, 1)
+        if ends == "kill":
+            os.kill(parent, signal.SIGKILL)
+
+    keep: list[ps.Filter] = []
+    with contextlib.suppress(ChildFailed):
+        in_child(child)
+    assert select.select([reader], [], [], 20)[0] and os.read(reader, 100) == f"0 {DENIED} {DENIED}".encode()
+    os.close(reader)
+    os.close(writer)
+
+
+def test_who_gated_itself_and_executes_a_program_is_filtered_in_it() -> None:
+    code = (
+        "import errno, os, sys\nimport pyseccomp as ps\np = ps.Policy(ps.ALLOW)\np.add(ps.ERRNO(int(sys.argv[1])), 'getppid')\n"
+        "f = ps.Filter(p)\nf.attach(mode='gate', active=False, on_supervisor_death='allow')\nos.execv(sys.argv[2], sys.argv[2:])"
+    )
+    with victim(sys.executable, "-c", code, str(DENIED), build_victim("idle")) as target:
+        wait_until(lambda: ask(target)["probe"] == DENIED, "it is in force")
+        assert [ask(target)["probe"] for _ in range(3)] == [DENIED] * 3
+
+
+def test_a_gate_that_waits_for_a_call_can_have_a_deadline() -> None:
+    with victim(build_victim("idle")) as target, ps.Filter(deny_getppid()) as f:
+        a = f.attach(target.pid, activate_on="listen", deadline=0.2)
+        assert (ask(target)["probe"], a.query().state) == (0, "inactive")
+        wait_until(lambda: a.query().state == "active", "its deadline has come")
+        assert ask(target)["probe"] == DENIED
+
+
+def test_a_gate_that_waits_for_a_call_is_active_when_its_manager_is_dead() -> None:
+    def work(pipe: int) -> None:
+        f = ps.Filter(deny_getppid())
+        keep = f.attach(target.pid, activate_on="listen", on_supervisor_death="allow")
+        os.write(pipe, b"x")
+        signal.pause()
+        keep.close()
+
+    with victim(build_victim("idle")) as target, managing(work) as manager:
+        assert ask(target)["probe"] == 0
+        dies(manager)
+        wait_until(lambda: ask(target)["probe"] == DENIED, "it is in force")
+
+
+@pytest.mark.parametrize("event", ["exec", "fork", "fork-all"])
+@pytest.mark.parametrize("care", [{"deadline": 1}, {"on_supervisor_death": "allow"}], ids=["deadline", "death"])
+def test_what_waits_for_an_exec_or_fork_takes_no_care_and_says_what_does(event: str, care: dict[str, Any]) -> None:
+    with victim(build_victim("idle")) as target, ps.Filter(deny_getppid()) as f:
+        with pytest.raises(ps.UnsupportedError, match="gate"):
+            f.attach(target.pid, activate_on=event, **care)
 
 
 @pytest.mark.parametrize(
