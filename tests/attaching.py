@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyseccomp as ps
-from harness import Victim, status_field
+from harness import SLOW, Victim, status_field
 
 X86_64 = 0xC000003E
 I386 = 0x40000003
@@ -60,7 +60,7 @@ def ask(process: Victim, timeout: float = 30.0) -> dict[str, int]:
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
     """Look again and again until condition() holds: for what the kernel shows in /proc alone, where nothing can be polled."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + timeout * SLOW
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {timeout} s"
         time.sleep(0.0005)

@@ -31,12 +31,12 @@ from attaching import (
     thread_ids,
     wait_until,
 )
-from harness import Victim, build_victim, status_field, victim
+from harness import SLOW, Victim, build_victim, status_field, victim
 
 ROUNDS = rounds(60)
-KILLS_PER_VICTIM, LONGEST_LIFE = (10, 0.012) if may_suspend() else (1, 0.02)
+KILLS_PER_VICTIM, LONGEST_LIFE = (10, 0.012 * SLOW) if may_suspend() else (1, 0.02 * SLOW)
 """Seconds that a manager may live after its first attach has begun: several attaches long, where it can make several."""
-LONGEST_TRACE = 0.0003
+LONGEST_TRACE = 0.0003 * SLOW
 """Seconds that a target may have been traced when its tracer is killed: about as long as that takes."""
 NOBODYS_PID = 2**22 + 1
 """More than the kernel's limit."""
@@ -187,8 +187,8 @@ def test_a_target_finishes_alone_when_whoever_injects_is_killed_too(name: str, n
 
 TREE = ("3", "2", "1")
 """1 + 3 + 9 processes of two threads, which fork all the while."""
-LONGEST_TREE_LIFE = 0.06
-LONGEST_TREE_TRACE = 0.01
+LONGEST_TREE_LIFE = 0.06 * SLOW
+LONGEST_TREE_TRACE = 0.01 * SLOW
 
 
 def tree_counts(root: int) -> dict[int, set[int]]:

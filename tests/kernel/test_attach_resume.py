@@ -29,7 +29,7 @@ from attaching import (
     visible,
     wait_until,
 )
-from harness import build_victim, status_field, victim
+from harness import SLOW, build_victim, status_field, victim
 
 TIMED = (
     "nanosleep",
@@ -61,7 +61,7 @@ WOKEN = (
 # signal(7): these fail with EINTR after any stop, even one that no handler sees.
 INTERRUPTED_BY_ANY_STOP = ("recv_timeout", "sigtimedwait_timeout", "semtimedop", "sigwaitinfo")
 READ, WRITE = 0, 1
-ALLOWED_DELAY_US = 5000
+ALLOWED_DELAY_US = 5000 * SLOW
 PART = 0.06
 """Seconds between attaches to a call that has a due time, 0.4 s after its start."""
 SETTLE = 0.2

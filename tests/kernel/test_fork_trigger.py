@@ -15,7 +15,7 @@ import pytest
 
 import pyseccomp as ps
 from attaching import DENIED, deny_getppid, listeners_in, notify_getppid, rounds, wait_until
-from harness import DEADLINE, Victim, build_victim, descriptors, status_field, victim
+from harness import DEADLINE, SLOW, Victim, build_victim, descriptors, status_field, victim
 
 SHELL_FORKS = ["sh", "-c", "echo ready; while read x; do (exec /bin/mkdir /proc/never 2>/dev/null) || echo $?; done"]
 KINDS = ["fork", "vfork", "clone", "untidy", "thread", "spawn"]
@@ -216,7 +216,7 @@ def test_the_kill_of_a_manager_leaves_a_target_untouched_or_its_children_filtere
     filtered = 0
     for _ in range(rounds(20)):
         with victim(build_victim("births")) as process:
-            promised = killed_manager(process.pid, event, deny_getppid(), chance.uniform(0, 0.01))
+            promised = killed_manager(process.pid, event, deny_getppid(), chance.uniform(0, 0.01 * SLOW))
             kind = chance.choice(KINDS)
             child, parent = answers(process, kind)
             assert child in (0, DENIED) and (child == DENIED or not promised)

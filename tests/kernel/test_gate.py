@@ -31,7 +31,7 @@ from attaching import (
     rounds,
     wait_until,
 )
-from harness import Victim, build_victim, descriptors, in_child, status_field, victim
+from harness import SLOW, Victim, build_victim, descriptors, in_child, status_field, victim
 
 import pyseccomp as ps
 
@@ -488,7 +488,7 @@ def test_a_target_lives_untouched_or_wholly_filtered_when_the_manager_of_its_gat
                     os._exit(3)
             os.close(writer)
             os.read(reader, 1)
-            time.sleep(chance.uniform(0, 0.012))  # the random instant itself
+            time.sleep(chance.uniform(0, 0.012 * SLOW))  # the random instant itself
             os.kill(manager, signal.SIGKILL)
             os.waitpid(manager, 0)
             assert select.select([reader], [], [], 10)[0] and os.read(reader, 1) == b""  # nobody shares its descriptors

@@ -15,7 +15,7 @@ import pytest
 
 import pyseccomp as ps
 from attaching import DENIED, ask, deny_getppid, filter_counts, may_suspend, notify_getppid, rounds, wait_until
-from harness import ChildFailed, Victim, build_victim, in_child, victim
+from harness import SLOW, ChildFailed, Victim, build_victim, in_child, victim
 from test_guardian import dies, managing
 
 
@@ -294,7 +294,7 @@ def test_the_manager_of_a_guarded_gate_killed_at_any_instant_leaves_no_target_be
                 signal.pause()
 
             with managing(work) as manager:
-                end = time.perf_counter() + chance.uniform(0, 0.03)
+                end = time.perf_counter() + chance.uniform(0, 0.03 * SLOW)
                 while time.perf_counter() < end:
                     pass
                 dies(manager)

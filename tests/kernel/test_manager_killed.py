@@ -22,7 +22,7 @@ import pytest
 
 import pyseccomp as ps
 from attaching import DENIED, ask, deny_getppid, filter_counts, listeners_in, may_suspend, notify_getppid, rounds, state, wait_until
-from harness import Victim, build_victim, status_field, victim
+from harness import SLOW, Victim, build_victim, status_field, victim
 from test_guardian import dies, managing
 from test_park import Target, answer, denying
 
@@ -200,7 +200,7 @@ def test_a_target_lives_untouched_or_wholly_filtered_when_its_manager_is_killed_
         name, *arguments = VICTIMS[i // len(plays) % len(VICTIMS)]
         with victim(build_victim(name), *arguments) as target:
             none = filter_counts(target.pid)[target.pid]
-            lives_for(play, target, chance.uniform(0, play.longest))
+            lives_for(play, target, chance.uniform(0, play.longest * SLOW))
             outcomes.add(judge(target, play, none))
     assert outcomes - {0}, "every manager was killed before it had done anything"
 
