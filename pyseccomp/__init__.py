@@ -88,6 +88,7 @@ from pyseccomp.errors import (
     NotificationGoneError as NotificationGoneError,
     PartialAttachError as PartialAttachError,
     ContradictionError as ContradictionError,
+    PolicyTypeError as PolicyTypeError,
     PolicyError as PolicyError,
     PolicyTooLargeError as PolicyTooLargeError,
     ProgramError as ProgramError,

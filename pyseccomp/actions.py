@@ -6,9 +6,9 @@ import enum
 import errno as errno_module
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
-from pyseccomp.errors import PolicyError
+from pyseccomp.errors import PolicyError, PolicyTypeError
 
 NAMES: Final = {
     0x80000000: "KILL_PROCESS",
@@ -67,7 +67,7 @@ ALLOW: Final = Action(0x7FFF0000)
 def _data(name: str, value: int, limit: int) -> int:
     if value is None or isinstance(value, (str, bytes)):
         hint = f" such as errno.{value}" if name == "ERRNO" and isinstance(value, str) and value in errno_module.errorcode.values() else ""
-        raise TypeError(f"{name}({value!r}): an integer is required{hint}")
+        raise PolicyTypeError(f"{name}({value!r}): an integer is required{hint}")
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
         raise PolicyError(f"{name}({value!r}): the value must be an integer from 0 to {limit}")
     return value
@@ -78,7 +78,7 @@ def ERRNO(errno: int) -> Action:  # noqa: N802 - libseccomp's name
 
     Raises:
         PolicyError: errno is outside 0..4095; the kernel would silently cut it to 4095.
-        TypeError: it is no number.
+        PolicyTypeError: it is no number.
     """
     return Action(0x00050000 | _data("ERRNO", errno, 4095))
 
@@ -88,7 +88,7 @@ def TRACE(message: int) -> Action:  # noqa: N802 - libseccomp's name
 
     Raises:
         PolicyError: message is outside 0..65535.
-        TypeError: it is no number.
+        PolicyTypeError: it is no number.
     """
     return Action(0x7FF00000 | _data("TRACE", message, 0xFFFF))
 
@@ -176,7 +176,11 @@ class Combined(Condition):
         return hash((self._terms, self._strings))
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+_OTHER_NAMES: Final = {"arg": "index", "datum_a": "a", "data_a": "a", "datum_b": "b", "data_b": "b"}
+"""What libseccomp's binding and the ctypes package call the parameters of Arg."""
+
+
+@dataclass(frozen=True, slots=True, repr=False, init=False)
 class Arg(Condition):
     """Compare argument ``index`` (0-5) with ``a``; true when ``arg OP a``.
 
@@ -185,8 +189,11 @@ class Arg(Condition):
     is in their high half is not guaranteed to be 0), ``signed=True`` orders as signed numbers. A negative value stands
     for its two's complement in that many bits.
 
+    By name, ``index``, ``a`` and ``b`` may be called ``arg``, ``datum_a`` and ``datum_b``, as in libseccomp's binding.
+
     Raises:
         PolicyError: an index, operator or value that does not fit, or a comparison that could never be true.
+        PolicyTypeError: a value that is no number. TypeError: one is missing, or there is no such parameter.
     """
 
     index: int
@@ -196,9 +203,32 @@ class Arg(Condition):
     bits: int = 64
     signed: bool = False
 
-    def __post_init__(self) -> None:
-        if self._plain():
-            return
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(self, index: int, op: int, a: int, b: int = 0, bits: int = 64, signed: bool = False) -> None: ...
+        @overload
+        def __init__(self, index: int, op: int, *, datum_a: int, datum_b: int = 0) -> None: ...
+        @overload
+        def __init__(self, *, arg: int, op: int, datum_a: int, datum_b: int = 0) -> None: ...
+        def __init__(self, *args: Any, **named: Any) -> None: ...
+
+    else:
+
+        def __init__(self, index=None, op=None, a=None, b=0, bits=64, signed=False, **named):
+            """Make the comparison; see the class."""
+            if named or index is None or op is None or a is None:
+                index, op, a, b = _by_other_names({"index": index, "op": op, "a": a, "b": b}, named)
+            _set_index(self, index)
+            _set_op(self, op)
+            _set_a(self, a)
+            _set_b(self, b)
+            _set_bits(self, bits)
+            _set_signed(self, signed)
+            if not self._plain():
+                self._check()
+
+    def _check(self) -> None:
         if isinstance(self.index, bool) or not isinstance(self.index, int) or not 0 <= self.index <= 5:
             raise PolicyError(f"argument index {self.index!r}: a system call has arguments 0 to 5")
         try:
@@ -219,6 +249,8 @@ class Arg(Condition):
 
     def _word(self, name: str, value: int) -> int:
         limit = 1 << self.bits
+        if not isinstance(value, (int, float)):
+            raise PolicyTypeError(f"argument {self.index} {self.op.name}: {name}={value!r:.80}: an integer is required")
         if isinstance(value, bool) or not isinstance(value, int) or not -limit // 2 <= value < limit:
             raise PolicyError(f"argument {self.index} {self.op.name}: {name}={value!r} is not a {self.bits}-bit number")
         if self.signed and value >= limit // 2:
@@ -251,6 +283,26 @@ class Arg(Condition):
         values = f"{self.a:#x}, {self.b:#x}" if self.op in (MASKED_EQ, RANGE) else f"{self.a}"
         more = (", bits=32" if self.bits == 32 else "") + (", signed=True" if self.signed else "")
         return f"Arg({self.index}, {self.op.name}, {values}{more})"
+
+
+_set_index, _set_op, _set_a, _set_b, _set_bits, _set_signed = (
+    vars(Arg)[name].__set__ for name in ("index", "op", "a", "b", "bits", "signed")
+)
+
+
+def _by_other_names(given: dict[str, Any], named: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """The parameters of an Arg, of which some came by the names of libseccomp's binding."""
+    for name, value in named.items():
+        ours = _OTHER_NAMES.get(name)
+        if ours is None:
+            raise TypeError(f"Arg() has no parameter {name!r}")
+        if given[ours] is not None and ours != "b":
+            raise TypeError(f"Arg() got {ours!r} and {name!r}, which mean the same")
+        given[ours] = value
+    missing = [name for name in ("index", "op", "a") if given[name] is None]
+    if missing:
+        raise TypeError(f"Arg() needs {', '.join(missing)}: an argument's index, a comparison and an integer")
+    return given["index"], given["op"], given["a"], given["b"]
 
 
 def In(index: int, values: Iterable[int], *, bits: int = 64) -> Condition:  # noqa: N802 - stands beside Arg

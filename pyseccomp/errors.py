@@ -32,6 +32,10 @@ class PolicyError(SeccompError, ValueError):
     """A policy, a rule or one of its arguments makes no sense."""
 
 
+class PolicyTypeError(PolicyError, TypeError):
+    """What was given where a number must be is none."""
+
+
 class ContradictionError(PolicyError):
     """Conditions of one rule exclude each other: no call can match them."""
 

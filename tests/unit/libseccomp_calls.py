@@ -47,6 +47,11 @@ for token in (X86_64, X86, S390X, int(Arch("aarch64"))):
 for data in ("EPERM", None, b"1"):
     show("errno", seccomp.ERRNO, data)
     show("trace", seccomp.TRACE, data)
+for named in ({"arg": 0, "op": 4, "datum_a": 1}, {"arg": 0, "op": 7, "datum_a": 3, "datum_b": 1}, {"arg": 0, "op": 4}, {"arg": 0, "op": 4, "datum_c": 1}):
+    show("named " + " ".join(named), lambda named=named: Arg(**named))
+    show("rule of named " + " ".join(named), lambda named=named: new(seccomp.KILL).add_rule(action=seccomp.ALLOW, syscall="read") or Arg(**named))
+for data in ("1", None, b"1"):
+    show("Arg", Arg, 0, 4, data)
 show("resolve", seccomp.resolve_syscall, 5, "read")
 show("resolve", seccomp.resolve_syscall, X86_64, b"read")
 for name in ("nosuch", "x86_64", "mips64n32", "ppc64le", 1.5, 12345, 0, X32):

@@ -68,6 +68,13 @@ def test_an_errno_s_name_is_no_number_but_is_told_how_to_be_one():
         ps.ERRNO("EPERM")
 
 
+def test_parameters_of_arg_have_the_names_of_both_packages():
+    for named in ({"datum_a": 3, "datum_b": 1}, {"data_a": 3, "data_b": 1}, {"a": 3, "b": 1}):
+        assert ps.Arg(arg=0, op=ps.MASKED_EQ, **named) == ps.Arg(0, ps.MASKED_EQ, **named) == ps.Arg(0, ps.MASKED_EQ, 3, 1)
+    with pytest.raises(TypeError, match="'a' and 'datum_a', which mean the same"):
+        ps.Arg(0, ps.EQ, 1, datum_a=1)
+
+
 def test_negative_numbers_are_libseccomp_s():
     if not HEADER.exists():
         pytest.skip("material lacks libseccomp-dev, whose header has the numbers")
