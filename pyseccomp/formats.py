@@ -24,6 +24,7 @@ Format = Literal["oci", "firecracker", "bpf", "minijail", "c-header", "text"]
 Dialect = Literal["minijail0", "compiler"]
 OUTPUTS: Final = ("bpf", "oci", "c-header", "text")
 MAX_SIZE: Final = 16 << 20
+_BOM: Final = b"\xef\xbb\xbf"
 _C_ARRAY: Final = re.compile(rb"struct\s+sock_filter\s+\w+\s*\[(\d{0,5})\]\s*=\s*\{")
 _C_ROW: Final = re.compile(rb"\{\s*(\w+)\s*,\s*(\w+)\s*,\s*(\w+)\s*,\s*(\w+)\s*\}")
 
@@ -63,18 +64,19 @@ def detect(data: bytes, name: str = "data") -> Format:
     """
     if b"\0" in data and len(data) % 8 == 0:
         return "bpf"
+    text = data.removeprefix(_BOM).lstrip()
     if b"\0" not in data and b"struct sock_filter" in data:
         return "c-header"
-    if b"\0" not in data and data.lstrip()[:1] != b"{":
-        if assembly.looks_like(data):
-            return "text"
-        if minijail.is_policy(data):
-            return "minijail"
-    if data.lstrip()[:1] != b"{" or b"\0" in data:
-        raise ProgramError(
-            f"{name}: neither OCI JSON (which begins with '{{') nor BPF (a multiple of 8 bytes, not 0): {len(data)} bytes"
-        )
-    return "firecracker" if firecracker.is_filters(oci.decode(data, name)) else "oci"
+    if b"\0" not in data and text[:1] == b"{":
+        return "firecracker" if firecracker.is_filters(oci.decode(data, name)) else "oci"
+    if b"\0" not in data and assembly.looks_like(text):
+        return "text"
+    if b"\0" not in data and minijail.is_policy(text):
+        return "minijail"
+    raise ProgramError(
+        f"{name}: of no known format: neither OCI JSON (which begins with '{{') nor BPF (a multiple of 8 bytes, not 0), also not "
+        f"BPF as text or C, nor minijail's: {len(data)} bytes"
+    )
 
 
 def parse(
@@ -93,6 +95,8 @@ def parse(
     if dialect not in ("minijail0", "compiler"):
         raise PolicyError(f"dialect={dialect!r}: must be 'minijail0' or 'compiler'")
     kind = "minijail" if dialect == "compiler" else detect(data, name)
+    if kind != "bpf":
+        data = data.removeprefix(_BOM)
     if kind in ("bpf", "c-header", "text"):
         if kind != "bpf":
             data = _from_c(data, name) if kind == "c-header" else assembly.assemble(data.decode(errors="replace"), name)

@@ -414,7 +414,7 @@ def load(
     if isinstance(profile, Mapping) and "linux" in profile and "defaultAction" not in profile:
         linux = profile["linux"]
         profile, place = (linux.get("seccomp") if isinstance(linux, Mapping) else None), "$.linux.seccomp"
-    reader = _Reader(name, frozenset(caps), Arch.of(arch), kernel)
+    reader = _Reader(name, _granted(caps), Arch.of(arch), kernel)
     if not isinstance(profile, Mapping):
         reader.fail(place, f"expected a seccomp profile (an object), found {type(profile).__name__}")
     if not _PROFILE_KEYS.issuperset(profile):
@@ -437,6 +437,15 @@ def load(
     _add(reader, policy, found, strict)
     policy.oci = {key: profile[key] for key in _KEPT if key in profile}
     return policy
+
+
+def _granted(caps: Iterable[str]) -> frozenset[str]:
+    """The container's capabilities; one that is misspelt would silently not be granted."""
+    found = frozenset((caps,) if isinstance(caps, str) else caps)
+    for cap in sorted(found - _CAPS, key=str):
+        hint = _hint(cap if str(cap).startswith("CAP_") else f"CAP_{str(cap).upper()}", _CAPS)
+        raise PolicyError(f"caps: {cap!r:.80} is not the name of a capability{hint or ' (CAP_...)'}")
+    return found
 
 
 def _extension(reader: _Reader, profile: Mapping[str, Any]) -> tuple[Action, bool]:

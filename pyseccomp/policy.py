@@ -236,6 +236,10 @@ class Policy:
             from pyseccomp import stack
 
             raise stack.say_what_costs(self, error) from None
+        except PolicyError as error:
+            from pyseccomp import stack
+
+            raise PolicyError(f"{error}; {stack.most_asked(self)}") from None
 
     def _compiled(
         self,

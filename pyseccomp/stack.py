@@ -79,6 +79,16 @@ def say_what_costs(policy: Policy, error: PolicyTooLargeError) -> PolicyTooLarge
     )
 
 
+def most_asked(policy: Policy) -> str:
+    """Return which call has most comparisons, and how many."""
+    terms: dict[Call, int] = {}
+    for rule in policy._one_by_one():
+        for call in calls_of(policy, rule):
+            terms[call] = terms.get(call, 0) + len(rule[3])
+    most = max(terms, key=lambda call: terms[call], default=None)
+    return "it has no rules" if most is None else f"{_name(most)} has most comparisons, {terms[most]}"
+
+
 def _part(policy: Policy, calls: list[Call], others: bool = False) -> Program:
     """The program that decides these calls, or all others, as the policy does, and allows the rest."""
     return Program(policy._compiled("size", [], _spans(calls), others))

@@ -52,9 +52,9 @@ def test_one_door_tells_formats_by_content(tmp_path):
 @pytest.mark.parametrize(
     ("data", "error", "says"),
     [
-        (b"", ps.ProgramError, "neither OCI JSON"),
-        (b"hello", ps.ProgramError, "neither OCI JSON"),
-        (b"\x06\0\0\0\0\0\xff", ps.ProgramError, "neither OCI JSON"),
+        (b"", ps.ProgramError, "of no known format: neither OCI JSON"),
+        (b"hello", ps.ProgramError, "of no known format: neither OCI JSON"),
+        (b"\x06\0\0\0\0\0\xff", ps.ProgramError, "of no known format: neither OCI JSON"),
         (b"\xff\0\0\0\0\0\0\0", ps.ProgramError, "instruction 0"),
         (b"struct sock_filter f[2] = { { 0x6, 0, 0, 0 } };", ps.PolicyError, "expected 2 instructions .* found 1"),
         (b"struct sock_filter f[] = { { 0x6, 0, 0, RET } };", ps.PolicyError, "not four numbers"),
@@ -74,6 +74,13 @@ def test_files_of_no_format_are_refused_by_name(tmp_path, data, error, says):
         ps.load(path)
     with pytest.raises(ps.PolicyError, match="cannot be read: No such file"):
         ps.load(tmp_path / "none")
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    program = ps.Policy(ps.ALLOW, "x86_64").compile()
+    for text in (json.dumps(OCI), json.dumps(filters({"syscall": "read"})), "read: 1\n", program.disassemble(), program.to_c()):
+        (tmp_path / "p").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert formats.program(ps.load(tmp_path / "p"))
 
 
 def test_firecracker_rules_of_a_call_are_alternatives_and_dwords_are_low_words():

@@ -131,6 +131,17 @@ def test_files_that_are_no_profiles_are_refused_by_name(tmp_path, text, says):
         ps.Policy.from_oci(tmp_path / "none.json")
 
 
+def test_a_capability_that_is_misspelt_is_refused_as_it_would_not_be_granted():
+    with pytest.raises(PolicyError, match="caps: 'SYS_ADMIN' is not the name of a capability; did you mean CAP_SYS_ADMIN"):
+        ps.Policy.from_oci(profile(rule("read")), caps=["SYS_ADMIN"])
+
+
+def test_a_call_that_has_too_many_comparisons_is_named():
+    many = [rule("read", args=[{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]) for value in range(0, 200_000, 2)]
+    with pytest.raises(PolicyError, match=r"read \(x86_64\) has most comparisons, 100000"):
+        ps.Policy.from_oci(profile(*many), arch="x86_64").compile()
+
+
 def test_there_and_back_is_equivalent():
     policy = ps.Policy(ps.ERRNO(38), ["x86_64", "x86"])
     policy.add(ps.ALLOW, "read")
