@@ -19,6 +19,7 @@ from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 
 MAX_FILE = 16 << 20
+_TOLD = 8
 _RULES: dict[str, tuple[str, str]] = {
     "deny": ("NAME[=ERRNO]", "refuse with an errno, EPERM if none is given"),
     "notify": ("NAME", "ask the supervisor (see --answer)"),
@@ -39,7 +40,7 @@ _ACTIONS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give a sub-command the ways to name a policy."""
     group = parser.add_argument_group("policy", "a file, or rules; NAME is one or several system calls: mkdir,mkdirat")
-    group.add_argument("--policy", metavar="P", help="OCI seccomp JSON, or raw BPF (struct sock_filter[]); - is stdin")
+    group.add_argument("--policy", metavar="P", help="a file of any format: OCI seccomp JSON, Firecracker's, minijail's, BPF raw, as C or text; - is stdin")
     for name, (metavar, text) in _RULES.items():
         group.add_argument(f"--{name}", metavar=metavar, dest="rules", action=_Rule, help=text)
     group.add_argument(
@@ -102,12 +103,23 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_file(path: str, options: argparse.Namespace | None = None) -> Policy | Program:
     """Read a policy file of any format, with what add_file_arguments() added; - is stdin."""
+    data = _read(path)
     if options is None:
-        return formats.parse(_read(path), path)
+        return _told(formats.parse(data, path), path)
     caps = [cap for cap in options.caps.split(",") if cap]
-    return formats.parse(
-        _read(path), path, caps=caps, arch=options.arch, kernel=options.kernel, thread=options.thread, dialect=options.dialect
+    source = formats.parse(
+        data, path, caps=caps, arch=options.arch, kernel=options.kernel, thread=options.thread, dialect=options.dialect
     )
+    return _told(source, path)
+
+
+def _told(source: Policy | Program, path: str) -> Policy | Program:
+    """Say which names of an OCI profile were passed over, as engines do: one may be misspelt."""
+    ignored = source.ignored if isinstance(source, Policy) else ()
+    if ignored:
+        more = f" and {len(ignored) - _TOLD} more" if len(ignored) > _TOLD else ""
+        print(f"{path}: no system call anywhere, passed over: {', '.join(ignored[:_TOLD])}{more}"[:1000], file=sys.stderr)
+    return source
 
 
 def _read(path: str) -> bytes:

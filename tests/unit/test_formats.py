@@ -172,6 +172,13 @@ def test_every_way_out(tmp_path):
     assert b"exclude each other" in cli("compile", raw, "--deny", "mkdir", "-o", "-").stderr
 
 
+def test_names_that_are_passed_over_are_told(tmp_path):
+    source = tmp_path / "p.json"
+    source.write_text(json.dumps(OCI).replace("mkdir", 'mkdri", "mkdir'))
+    done = cli("compile", source, "-o", tmp_path / "o")
+    assert (done.returncode, done.stderr) == (0, f"{source}: no system call anywhere, passed over: mkdri\n".encode())
+
+
 def test_diff_tells_a_call_for_each_and_ends_like_diff(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_text(json.dumps(OCI))
