@@ -108,6 +108,17 @@ def test_every_process_of_a_cgroup_that_forks_all_the_while_is_filtered(cgroup: 
                 assert all(filter_counts(pid).values())
 
 
+def test_chains_of_processes_that_fork_execute_and_end_are_caught(cgroup: Path) -> None:
+    """Each link of a chain lives for some milliseconds, and its child belongs to nobody of the cgroup any more."""
+    with within(cgroup, "gatetree", "20") as root, ps.Filter(deny_getppid()) as f:
+        wait_until(lambda: ask(root)["execs"] > 60, "the chains run")
+        f.attach(cgroup=cgroup)
+        since = time.monotonic_ns()
+        wait_until(lambda: ask(root)["least_denied"] > 2 * PROBES, "the chains go on")
+        facts = ask(root)
+        assert facts["least_free"] > 0 and facts["last"] < since
+
+
 def test_processes_of_the_cgroups_below_are_filtered_too(cgroup: Path) -> None:
     below = cgroup / "a" / "b"
     below.mkdir(parents=True)

@@ -17,6 +17,7 @@ import pytest
 import pyseccomp as ps
 from attaching import (
     DENIED,
+    I386,
     NOTIFY,
     ask,
     deny_getppid,
@@ -30,7 +31,7 @@ from attaching import (
     wait_until,
 )
 from harness import Victim, build_victim, descriptors, in_child, status_field, victim
-from pyseccomp import _core
+from pyseccomp import _core, gate
 
 FAMILY = ("2", "3", "1")
 """1 + 2 + 4 + 8 processes of two threads each."""
@@ -126,6 +127,38 @@ def test_children_are_found_without_the_kernels_lists_of_them(monkeypatch: pytes
         group = f.attach(root, tree=True)
         check_all_filtered(root, DENIED, time.monotonic_ns())
         assert len(group.attachments) >= MEMBERS
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=needs_suspension)])
+def test_a_thread_that_injects_does_as_a_process_does(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """As under YAMA's scope 1; the second time every process carries a filter, and is asked by a trial."""
+    monkeypatch.setattr(gate, "yama_scope", lambda: 1)
+    monkeypatch.setattr(gate, "has_cap_sys_ptrace", lambda: False)
+    with family() as root, ps.Filter(deny_getppid()) as f:
+        for _ in range(times):
+            group = f.attach(root, tree=True)
+        check_all_filtered(root, DENIED, time.monotonic_ns())
+        assert len(group.attachments) >= MEMBERS
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=needs_suspension)])
+@pytest.mark.parametrize("notify", [False, True], ids=["plain", "listener"])
+def test_tasks_of_another_abi_are_filtered_beside_others(times: int, notify: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        compat = build_victim("compat32", "-m32")
+        script = f"exec 3<&0; {compat} <&3 & {build_victim('idle')} <&3 & wait"
+        root = stack.enter_context(victim("/bin/sh", "-c", script, ready=None))
+        wait_until(lambda: set(names_of_children(root.pid)) == {compat.name, "idle"}, "both")
+        for _ in range(times):
+            f = stack.enter_context(ps.Filter(notify_getppid() if notify else deny_getppid(arch=I386)))
+            group = f.attach(root, tree=True)
+            assert {one.outcome for one in group.results} == {"filtered"} and len(group.results) == 3
+            f.close()
+        for one in group.results:
+            assert filter_counts(one.pid)[one.pid] == times
+        for _ in range(6):  # whichever of the two reads it, 32 or 64 bits
+            root.tell("report")
+            root.line()
 
 
 def test_a_tree_that_is_bound_inactive_is_whoever_belongs_when_it_is_activated() -> None:
