@@ -34,6 +34,7 @@ struct psc_job {
 	size_t image_size;
 	struct psc_verdicts verdicts[2]; /* of the program alone: by abi->wide */
 	bool notifies;
+	bool tight;		     /* perhaps it has no descriptor free */
 	int reserve;		     /* an fd kept free for the listener */
 	uint64_t map;		     /* where the target has room for the program, made by psc_job_check() */
 	pid_t manager;		     /* without it nothing is committed; 0: come what may */

@@ -218,6 +218,11 @@ static size_t map_size(const struct psc_job *job)
 	return (job->image_size + PSC_PAGE - 1) & ~(size_t)(PSC_PAGE - 1);
 }
 
+static bool fits_cave(const struct psc_job *job)
+{
+	return job->cave.size >= PSC_SITE_SIZE + job->image_size;
+}
+
 /* Where the program is to be read by the kernel: behind the code in the cave, or
  * in memory that the target maps for it. */
 static int place_program(struct commit *commit, uint64_t *ret_address)
@@ -232,7 +237,7 @@ static int place_program(struct commit *commit, uint64_t *ret_address)
 		*ret_address = commit->map;
 		return 0;
 	}
-	if (job->cave.size >= PSC_SITE_SIZE + job->image_size) {
+	if (fits_cave(job)) {
 		*ret_address = job->cave.address + PSC_SITE_SIZE;
 		return 0;
 	}
@@ -427,8 +432,8 @@ static int load_and_fetch(struct commit *commit, uint32_t flags, int *ret_listen
 	return r;
 }
 
-/* From a stopped thread to one that can be made to call. */
-static int enter(struct commit *commit)
+/* Whatever can be refused without a call. */
+static int make_ready(struct commit *commit)
 {
 	int r;
 
@@ -438,8 +443,14 @@ static int enter(struct commit *commit)
 	r = suspend_filters(commit);
 	if (r == 0)
 		r = check_listener(commit);
-	if (r == 0)
-		r = find_room(commit);
+	return r < 0 ? r : find_room(commit);
+}
+
+/* From a stopped thread to one that can be made to call. */
+static int enter(struct commit *commit)
+{
+	int r = make_ready(commit);
+
 	return r < 0 ? r : psc_tracee_block_signals(commit->tracee);
 }
 
@@ -558,7 +569,7 @@ int psc_job_look(struct psc_job *job, pid_t tid, struct psc_task_state *ret_task
 	int r;
 
 	snprintf(path, sizeof(path), "/proc/%d/status", tid);
-	r = read_status(AT_FDCWD, path, ret_task, NULL);
+	r = read_status(AT_FDCWD, path, ret_task, &job->tight);
 	if (r < 0)
 		return psc_job_refuse(job, PSC_REFUSED_GONE, r);
 	job->before.threads = ret_task;
@@ -576,19 +587,20 @@ int psc_job_look(struct psc_job *job, pid_t tid, struct psc_task_state *ret_task
 	return 0;
 }
 
-/* Every thread's filters; strict mode; is a descriptor sure to be free? */
-static int check_threads(struct psc_job *job, bool *ret_tight)
+/* Every thread's filters, and strict mode. */
+static int check_threads(struct psc_job *job)
 {
 	for (size_t i = 0; i < job->visit.n; i++) {
 		struct psc_tracee *tracee = &job->visit.tracees[i];
-		struct psc_task_state task;
+		struct psc_task_state task = job->before.threads[0];
 		char path[32];
-		int r;
+		int r = 0;
 
 		if (tracee->state != PSC_TRACEE_STOPPED)
 			continue;
 		snprintf(path, sizeof(path), "%d/status", tracee->tid);
-		r = read_status(job->visit.tasks, path, &task, ret_tight);
+		if (task.tid != tracee->tid)
+			r = read_status(job->visit.tasks, path, &task, NULL);
 		if (r < 0)
 			return psc_job_refuse(job, PSC_REFUSED_GONE, r);
 		tracee->filters = carried(&task);
@@ -637,25 +649,30 @@ int psc_job_check(struct psc_job *job)
 {
 	struct psc_tracee *tracee = psc_job_choose(job);
 	struct commit commit = { .job = job, .tracee = tracee };
-	bool tight = false;
 	uint64_t address;
+	bool trial;
 	int r;
 
 	if (!tracee)
 		return psc_job_refuse(job, PSC_REFUSED_GONE, -ESRCH);
 	commit.abi = psc_abi_of(&tracee->regs);
-	r = check_threads(job, &tight);
+	r = check_threads(job);
 	if (r == 0)
 		r = check_rights(job);
 	if (r == 0 && job->notifies)
 		r = psc_job_check_fetch(job, tracee->tid);
 	if (r == 0)
-		r = enter(&commit);
+		r = make_ready(&commit);
+	trial = tracee->filters > 0 || (job->notifies && job->tight);
+	if (r == 0 && !trial && fits_cave(job))
+		return 0;
+	if (r == 0)
+		r = psc_tracee_block_signals(tracee);
 	if (r < 0)
 		return r;
 	r = place_program(&commit, &address);
 	job->map = commit.map;
-	if (r == 0 && (tracee->filters > 0 || (job->notifies && tight)))
+	if (r == 0 && trial)
 		r = try_program(&commit, address);
 	return leave(&commit, r);
 }
