@@ -426,13 +426,13 @@ class Filter(Owned, Receiver):
         filters the main thread only. no_new_privs: "auto" sets it in the target if the kernel asks for it, and
         :attr:`Attachment.result` tells. timeout: seconds within which every thread must have stopped.
 
-        deadline: with active=False, or with activate_on= an event or (of a gate) a call, seconds after which the attachment is activated, or the process killed, as on_deadline
-        says; the death of this process is the deadline too. A process that can then not be filtered, for ``timeout``
-        seconds, is killed. on_supervisor_death: what calls that are notified get when this process is dead, those that it
-        had received through this object among them: allow(), deny(errno) or kill(), which kills the target as well; hold():
-        they wait, received ones too, until another process of the same user calls :func:`reclaim` (takes
-        ``Filter(name=)``); None: ENOSYS, from the kernel. Both are kept by a guardian, a small process that sleeps until then and is started with
-        the first attachment of a filter that asks for it; if it cannot be, or could not act, the attach is refused.
+        deadline: with active=False, or with activate_on= an event or (of a gate) a call, seconds after which the attachment is
+        activated, or the process killed, as on_deadline says; the death of this process is the deadline too. A process that can
+        then not be filtered, for ``timeout`` seconds, is killed. on_supervisor_death: what calls that are notified get when this
+        process is dead, those that it had received through this object among them: allow(), deny(errno) or kill(), which kills the
+        target as well; hold(): they wait, received ones too, until another process of the same user calls :func:`reclaim` (takes
+        ``Filter(name=)``); None: ENOSYS, from the kernel. Both are kept by a guardian, a small process that sleeps until then and is
+        started with the first attachment of a filter that asks for it; if it cannot be, or could not act, the attach is refused.
 
         For another process this takes the right to ptrace it (same user, or CAP_SYS_PTRACE; YAMA may ask more). If it
         carries filters already, CAP_SYS_ADMIN too, to suspend them while the call is made.

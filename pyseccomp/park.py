@@ -187,20 +187,19 @@ class Parked(Attachment):
         if self.result is not None:
             return
         # First of all; whether it lives yet is asked afterwards.
-        channel = self._filter._channel
+        channel, deadline = self._filter._channel, time.monotonic() + self.timeout
         if self._filter._page.writable and channel is not None:
-            wait = int(self.timeout * 1000)
+            wait = 0 if self._done or self.lost else int(min(self.timeout, _PAUSE) * 1000)
             self._filter._page.wake(self._word, gate.ACTIVE, channel.fd, self._pidfd, wait)
-        self._confirm()
+        self._confirm(deadline)
 
-    def _confirm(self) -> None:
+    def _confirm(self, deadline: float) -> None:
         """Wait for what became of it."""
-        deadline = time.monotonic() + self.timeout
         while not self._done and not self.lost:
             left = max(0.0, deadline - time.monotonic())
             ended = bool(select.select([self._pidfd], [], [], 0)[0])
-            # What it left is on its way, unless its helper was killed with it.
-            self._filter._hear_parked(*((min(left, _LAST_WORDS), None) if ended else (left, self._pidfd)))
+            # What it left is on its way, unless its helper was killed with it; or another thread of ours has heard it.
+            self._filter._hear_parked(min(left, _LAST_WORDS), None if ended else self._pidfd)
             if ended and not self._done and not self.lost:
                 raise TargetGoneError(errno.ESRCH, f"parked process {self.pid}: it has ended, and said nothing of the filter")
             if time.monotonic() >= deadline and not self._done and not self.lost:

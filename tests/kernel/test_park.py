@@ -217,8 +217,10 @@ def test_exec_is_told() -> None:
         while not attachment.lost and time.monotonic() < end:
             f._hear_parked(0.1)
         assert attachment.query().state == "detached"
+        began = time.monotonic()
         with pytest.raises(ps.TargetGoneError, match="exec, death"):
             attachment.activate()
+        assert time.monotonic() - began < attachment.timeout / 2, "it waited for what it knew already"
         f.activate()
 
 
