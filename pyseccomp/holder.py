@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import fcntl
 import json
+import math
 import os
 import resource
 import select
@@ -195,10 +196,10 @@ class Holder:
         yield f"has a deadline: {attachment.on_deadline} in {left} s", left is not None
 
     def _left(self, attachment: Attachment) -> int | None:
-        """Seconds until its deadline; None: there is none, or none any more."""
-        if attachment._ends is None or attachment.activated:
+        """Seconds until its deadline, at least 1; None: there is none, or none any more."""
+        if attachment._ends is None or attachment.activated or (left := attachment._ends - time.monotonic()) <= 0:
             return None
-        return max(0, round(attachment._ends - time.monotonic()))
+        return math.ceil(left)
 
     def _on_state_change(self, attachment: Attachment, state: State, why: str) -> None:
         self._why[attachment.pid] = why
