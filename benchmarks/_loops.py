@@ -37,21 +37,28 @@ def _box(fd: int) -> Any:
 
 
 def table() -> Serve:
-    """Ours: the decision table in C."""
+    """Ours: the decision table in C, threads by load."""
     import pyseccomp as ps
 
     return lambda fd: _box(fd).serve(ps.Responder(default=ps.reply(0)))
 
 
+def one() -> Serve:
+    """Ours: the table, by one thread."""
+    import pyseccomp as ps
+
+    return lambda fd: _box(fd).serve(ps.Responder(default=ps.reply(0)), workers=1)
+
+
 def two() -> Serve:
-    """Ours: the table, by two threads."""
+    """Ours: the table, by two threads that the scheduler places."""
     import pyseccomp as ps
 
     def serve(fd: int) -> None:
         box, responder = _box(fd), ps.Responder(default=ps.reply(0))
-        other = threading.Thread(target=box.serve, args=(responder,))
+        other = threading.Thread(target=box.serve, args=(responder,), kwargs={"workers": 1})
         other.start()
-        box.serve(responder)
+        box.serve(responder, workers=1)
         other.join()
 
     return serve
@@ -169,6 +176,7 @@ def seccompy() -> Serve:
 
 LOOPS = {
     "table": table,
+    "one": one,
     "two": two,
     "string": string,
     "callback": callback,

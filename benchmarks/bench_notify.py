@@ -147,11 +147,14 @@ def quartiles(values: list[float], digits: int) -> tuple[float, float, float]:
 
 
 def calls_for(monitor: Monitor, floor: Path, targets: int, sync: bool) -> int:
-    """How many calls each of the targets is to make for a round of ROUND_NS."""
-    few = max(4, 64 // targets)
-    one_round(monitor, floor, targets, few, sync)
-    cost = one_round(monitor, floor, targets, few, sync)
-    return max(2, min(20000, int(ROUND_NS / cost / targets)))
+    """How many calls each of the targets is to make for a round of ROUND_NS, or of four for several targets: their start is
+    part of it, and what a loop learns of its load."""
+    one_round(monitor, floor, targets, max(4, 64 // targets), sync)
+    cost = one_round(monitor, floor, targets, max(4, 64 // targets), sync)
+    length = ROUND_NS if targets == 1 else 4 * ROUND_NS
+    if cost * 2000 < ROUND_NS:  # so few are mostly the start of the targets
+        cost = one_round(monitor, floor, targets, 2000 // targets, sync)
+    return max(2, min(20000, int(length / cost / targets)))
 
 
 def measure(name: str, load: str, targets: int, floor: Path, rivals: Path | None, sync: bool = True) -> Result:

@@ -499,6 +499,11 @@ int psc_inbox_new(int wake_signal, struct psc_inbox **ret_inbox)
 	return 0;
 }
 
+int psc_inbox_wake_signal(const struct psc_inbox *inbox)
+{
+	return inbox->wake_signal;
+}
+
 void psc_inbox_free(struct psc_inbox *inbox)
 {
 	if (!inbox)

@@ -61,6 +61,8 @@ void psc_inbox_bind(struct psc_inbox *inbox, struct psc_event *route, int fd);
 PSC_MUST_CHECK int psc_inbox_feed(struct psc_inbox *inbox, const struct psc_event *route, const union psc_notif *notif);
 void psc_inbox_unreserve(struct psc_inbox *inbox, const struct psc_event *route);
 
+int psc_inbox_wake_signal(const struct psc_inbox *inbox);
+
 /* What journal it keeps, or NULL. */
 struct psc_journal *psc_inbox_journal(struct psc_inbox *inbox);
 

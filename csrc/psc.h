@@ -838,11 +838,14 @@ void psc_table_free(struct psc_table *table);
  * need a lock of such a thread to answer it. */
 void psc_table_refuse_own(struct psc_table *table, const struct psc_answer *answer);
 
+/* True if any of its answers is to hold. */
+bool psc_table_holds(const struct psc_table *table);
+
 /* From now on psc_serve() keeps the memory of tasks open whose strings it reads again and
  * again, 64 at most, which makes such a read a quarter cheaper; before loops use the table,
  * and not across a fork(). It must be told of every exec and exit on the machine: -EPERM:
- * that takes CAP_BPF and CAP_PERFMON, and a thread without a filter. -EOPNOTSUPP: the kernel has no such tracepoints, or
- * /proc is another pid namespace's. What bpf(2) says otherwise. All is as before then. */
+ * that takes CAP_BPF and CAP_PERFMON, and a thread without a filter. -EOPNOTSUPP: the
+ * kernel has no such tracepoints, or /proc is another pid namespace's. What bpf(2) says otherwise. All is as before then. */
 PSC_MUST_CHECK int psc_table_keep_memory(struct psc_table *table);
 
 /* The answer of the table. Where rules ask for strings it reads memory of the task,
@@ -1390,6 +1393,26 @@ PSC_MUST_CHECK int psc_trace_new(const struct psc_trace_spec *specs, size_t n, u
 				 struct psc_trace **ret_trace);
 /* Not while it runs. NULL is fine. */
 void psc_trace_free(struct psc_trace *trace);
+
+/* Threads that help psc_serve(), as many as are found to pay while it runs, and where there
+ * is a single listener: for few targets none does. n counts the caller's own. new makes
+ * them, free ends them; the inbox, the table and stats must outlive them. While helpers
+ * serve, the caller's thread keeps to one processor; afterwards it may run where it could
+ * before. -EINVAL: n is not 1..PSC_MAX_CREW, or some answer of the table is to hold, which
+ * a helper can ask nobody about. */
+#define PSC_MAX_CREW 16
+struct psc_crew;
+
+PSC_MUST_CHECK int psc_crew_new(struct psc_inbox *inbox, const struct psc_table *table, struct psc_stats *stats,
+				unsigned int n, struct psc_crew **ret_crew);
+void psc_crew_free(struct psc_crew *crew);
+
+/* psc_serve() with the crew's inbox, table and stats; never 1. By one thread at a time, which
+ * also frees the crew. */
+PSC_MUST_CHECK int psc_serve_with(struct psc_crew *crew, struct psc_event *event);
+
+/* How many threads of the crew serve now. */
+unsigned int psc_crew_serving(const struct psc_crew *crew);
 
 /* Receive, note, let run. Returns as psc_serve() does, never 1. Waits; also for room in the ring, in which case the
  * targets wait. -EBUSY: another thread runs it. */

@@ -57,6 +57,7 @@ struct psc_table {
 	struct psc_answer otherwise;
 	struct psc_answer own; /* for threads of owner, instead of hold; owner 0: none */
 	pid_t owner;
+	bool holds; /* some answer does */
 	struct psc_memory *memory; /* NULL: none is kept */
 	struct rule *rules;
 	struct psc_term *terms;
@@ -221,6 +222,11 @@ static struct rule copy(struct psc_table *table, const struct psc_rule *rule, st
 	return made;
 }
 
+static bool holds_call(const struct psc_rule *rule)
+{
+	return rule->answer.kind == PSC_HOLD || (conditional(rule) && rule->unreadable.kind == PSC_HOLD);
+}
+
 static void enter(struct psc_table *table, const struct psc_rule *rules, size_t n)
 {
 	struct sizes used = {};
@@ -232,6 +238,7 @@ static void enter(struct psc_table *table, const struct psc_rule *rules, size_t 
 		if (!entry->key)
 			*entry = (struct entry){ key, NEVER, table->otherwise };
 		table->rules[i] = copy(table, &rules[i], &used);
+		table->holds |= holds_call(&rules[i]);
 		table->rules[i].next = entry->rule;
 		entry->rule = conditional(&rules[i]) ? (uint32_t)i : NEVER;
 		if (!conditional(&rules[i]))
@@ -258,6 +265,7 @@ int psc_table_new(const struct psc_rule *rules, size_t n, const struct psc_answe
 	if (!table)
 		return -ENOMEM;
 	table->otherwise = *otherwise;
+	table->holds = otherwise->kind == PSC_HOLD;
 	table->mask = (uint32_t)size - 1;
 	table->rules = calloc(n + 1, sizeof(*table->rules));
 	table->terms = calloc(sizes.terms + 1, sizeof(*table->terms));
@@ -284,6 +292,11 @@ void psc_table_free(struct psc_table *table)
 	free(table->texts);
 	free(table->processes);
 	free(table);
+}
+
+bool psc_table_holds(const struct psc_table *table)
+{
+	return table->holds;
 }
 
 int psc_table_keep_memory(struct psc_table *table)

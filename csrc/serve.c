@@ -11,6 +11,7 @@
  * it is written afterwards.
  */
 #define _GNU_SOURCE
+#include "crew.h"
 #include "inbox.h"
 #include "journal.h"
 #include "listener.h"
@@ -415,16 +416,16 @@ static int receive_stretch(struct psc_inbox *inbox, const struct psc_stretch *st
 }
 
 /* Answer without leaving the inbox between, first what is due. -EAGAIN: what comes
- * next is to be received otherwise. */
-static int serve_stretch(struct psc_inbox *inbox, const struct psc_table *table, struct psc_stats *stats, pid_t tid,
-			 struct psc_event *event)
+ * next is to be received otherwise, -ENODATA: even the first. */
+static int serve_stretch(struct psc_inbox *inbox, const struct psc_table *table, struct psc_stats *stats,
+			 struct psc_member *member, pid_t tid, struct psc_event *event)
 {
 	struct psc_stretch stretch;
 	bool due = event->due;
 	int r = -EAGAIN;
 
 	if (!psc_stretch_begin(inbox, tid, event, &stretch))
-		return r;
+		return -ENODATA;
 	if (due && event->key != stretch.key)
 		goto out;
 	if (!due) {
@@ -434,12 +435,14 @@ static int serve_stretch(struct psc_inbox *inbox, const struct psc_table *table,
 	}
 	for (;; due = true) {
 		if (due) {
+			bool wanted = !member || psc_member_goes_on(member, event->notif.n.pid);
+
 			event->due = false;
 			r = send(stretch.journal, event, &event->answer, stats);
 			if (!goes_on(r))
 				break;
-			r = -EAGAIN;
-			if (!psc_stretch_goes_on(&stretch))
+			r = wanted ? -EAGAIN : -ESTALE;
+			if (!wanted || !psc_stretch_goes_on(&stretch))
 				break;
 		}
 		r = receive_stretch(inbox, &stretch, event);
@@ -457,14 +460,25 @@ out:
 int psc_serve(struct psc_inbox *inbox, const struct psc_table *table, struct psc_stats *stats,
 	      struct psc_event *event)
 {
+	return psc_serve_as(inbox, table, stats, NULL, event);
+}
+
+int psc_serve_as(struct psc_inbox *inbox, const struct psc_table *table, struct psc_stats *stats,
+		 struct psc_member *member, struct psc_event *event)
+{
 	pid_t tid = psc_tid();
 	int r;
 
 	if (event->due && !psc_answer_sound(&event->answer))
 		return -EINVAL;
 	for (;;) {
-		r = serve_stretch(inbox, table, stats, tid, event);
-		if (r != -EAGAIN)
+		r = serve_stretch(inbox, table, stats, member, tid, event);
+		if (r == -ENODATA && member) {
+			if (member->index)
+				return -ESTALE;
+			psc_crew_rest(member->crew);
+		}
+		if (r != -EAGAIN && r != -ENODATA)
 			return r;
 		if (event->due) {
 			event->due = false;

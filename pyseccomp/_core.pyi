@@ -124,6 +124,8 @@ class Table:
         otherwise: Answer,
         own: Answer,
     ) -> None: ...
+    @property
+    def holds(self) -> bool: ...
     def keep_memory(self) -> int: ...
     def decide(self, arch: int, nr: int, args: Sequence[int], pid: int) -> tuple[int, int, int, int]: ...
 
@@ -208,6 +210,7 @@ class Inbox:
         call: Callable[[Any], object],
         fallback: Answer,
         on_error: Callable[[Exception, Any], object],
+        workers: int = 1,
     ) -> bool: ...
 
 @final

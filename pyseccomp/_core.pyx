@@ -717,6 +717,11 @@ cdef class Table:
         _check(r, "build the table of answers")
         cpsc.psc_table_refuse_own(self.table, &own.answer)
 
+    @property
+    def holds(self) -> bool:
+        """True if some answer is to hold."""
+        return cpsc.psc_table_holds(self.table)
+
     def keep_memory(self) -> int:
         """Where the kernel allows that, read strings through descriptors that are kept; 0, or the errno of why not."""
         cdef int r
@@ -1196,17 +1201,26 @@ cdef class Inbox:
     def stay(self) -> Stay:
         return Stay(self)
 
-    def serve(self, Table table not None, Stats stats not None, call, Answer fallback not None, on_error) -> bool:
-        """Answer by the table; what it holds goes to call(event). True: stopped; False: no task is left."""
+    def serve(self, Table table not None, Stats stats not None, call, Answer fallback not None, on_error, unsigned int workers=1) -> bool:
+        """Answer by the table; what it holds goes to call(event). True: stopped; False: no task is left.
+
+        Above one, workers takes a table that holds nothing.
+        """
         cdef Event event = self._make(stats)
+        cdef cpsc.psc_crew *crew = NULL
         cdef unsigned int rseq
         cdef int r
+        if workers > 1:
+            _check(cpsc.psc_crew_new(self.inbox, table.table, stats.stats, workers, &crew), f"start {workers - 1} helping threads")
         cpsc.psc_inbox_begin(self.inbox, &event.event)
         rseq = cpsc.psc_rseq_suspend()
         try:
             while True:
                 with nogil:
-                    r = cpsc.psc_serve(self.inbox, table.table, stats.stats, &event.event)
+                    if crew == NULL:
+                        r = cpsc.psc_serve(self.inbox, table.table, stats.stats, &event.event)
+                    else:
+                        r = cpsc.psc_serve_with(crew, &event.event)
                 if event.event.refused:
                     self._tell_refused(event, fallback, on_error)
                 if r == 1:
@@ -1219,6 +1233,8 @@ cdef class Inbox:
                     _check(r, "serve notifications")
         finally:
             cpsc.psc_rseq_resume(rseq)
+            with nogil:
+                cpsc.psc_crew_free(crew)
             cpsc.psc_inbox_end(self.inbox)
 
     cdef int _tell_refused(self, Event event, Answer fallback, on_error) except -1:

@@ -342,6 +342,7 @@ cdef extern from "psc.h" nogil:
         psc_answer unreadable
     int psc_table_new(const psc_rule *rules, size_t n, const psc_answer *otherwise, psc_table **ret_table)
     void psc_table_refuse_own(psc_table *table, const psc_answer *answer)
+    bint psc_table_holds(const psc_table *table)
     int psc_table_keep_memory(psc_table *table)
     psc_answer psc_table_decide(const psc_table *table, const seccomp_notif *n)
     bint psc_glob_match(const char *pattern, size_t pattern_length, const char *text, size_t length)
@@ -376,6 +377,13 @@ cdef extern from "psc.h" nogil:
     uint64_t psc_ring_dropped(const psc_ring *ring)
     void psc_stats_keep_records(psc_stats *stats, psc_ring *ring)
     int psc_serve(psc_inbox *inbox, const psc_table *table, psc_stats *stats, psc_event *event)
+
+    cdef struct psc_crew:
+        pass
+    int psc_crew_new(psc_inbox *inbox, const psc_table *table, psc_stats *stats, unsigned int n, psc_crew **ret_crew)
+    void psc_crew_free(psc_crew *crew)
+    int psc_serve_with(psc_crew *crew, psc_event *event)
+    unsigned int psc_crew_serving(const psc_crew *crew)
 
     # gate
     enum psc_gate_state:

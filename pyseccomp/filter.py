@@ -706,10 +706,10 @@ class Filter(Owned, Receiver):
         """What ``restore(missing="skip")`` skipped, and why."""
         return self._unrestored
 
-    def serve(self, responder: Responder) -> bool:
+    def serve(self, responder: Responder, *, workers: int | Literal["auto"] = "auto") -> bool:
         """Answer notifications by the responder; see :meth:`Receiver.serve`."""
         self._responder = responder
-        return super().serve(responder)
+        return super().serve(responder, workers=workers)
 
     async def serve_async(self, responder: Responder, *, limit: int = 1000) -> bool:
         """Answer notifications by the responder in an asyncio loop; see :meth:`Receiver.serve_async`."""

@@ -7,7 +7,7 @@ import errno
 import functools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 from pyseccomp import _core, aserve, compat_notify, emulate, syscalls
 from pyseccomp.emulate import Allowed, StrPath
@@ -174,16 +174,22 @@ class Receiver:
         """
         return _AsyncStay(self._inbox, self)
 
-    def serve(self, responder: Responder) -> bool:
+    def serve(self, responder: Responder, *, workers: int | Literal["auto"] = "auto") -> bool:
         """Answer notifications by the responder; True if :meth:`stop` ended it, False if no task was left.
 
         What the responder answers without Python is answered without the GIL, whatever other Python threads do. Rules
         are those at the time of this call.
 
-        Raises: NotificationError: there never was a listener (ENOTCONN).
+        ``workers`` is how many threads may answer, this one included. They are called up and stood down while it runs, by
+        what calls then cost: for few targets one is best. Meanwhile each, this one too, keeps to a processor of its own.
+        "auto" is 2 where there are as many processors and the responder has neither functions nor hold(); with these there is
+        one. Helpers help with a single listener only.
+
+        Raises: NotificationError: there never was a listener (ENOTCONN). ValueError: workers is not 1 to 16, or more than
+        1 for a responder that asks Python.
         """
         table, stats, call = responder._compile()
-        return self._inbox.serve(table, stats, call, responder.fallback, responder._report)
+        return self._inbox.serve(table, stats, call, responder.fallback, responder._report, _workers(workers, table.holds))
 
     async def serve_async(self, responder: Responder, *, limit: int = 1000) -> bool:
         """Answer notifications by the responder, whose functions may be coroutines, in the running asyncio loop.
@@ -213,6 +219,16 @@ class Receiver:
         finally:
             for hook in self._stop_hooks:
                 hook()
+
+
+def _workers(wanted: int | Literal["auto"], holds: bool) -> int:
+    if wanted == "auto":
+        return 1 if holds else min(2, len(os.sched_getaffinity(0)))
+    if not 1 <= wanted <= 16:
+        raise ValueError(f"serve: workers is 1 to 16, or 'auto', got {wanted}")
+    if wanted > 1 and holds:
+        raise ValueError("serve: several workers can only answer by rules; this responder has functions, or hold()")
+    return wanted
 
 
 def _nanoseconds(timeout: float | None) -> int:

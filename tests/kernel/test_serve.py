@@ -385,3 +385,47 @@ def test_rule_that_is_no_answer_is_refused(wrong: Any) -> None:
 def test_hold_is_no_fallback() -> None:
     with pytest.raises(ValueError, match="a fallback is"):
         ps.Responder(fallback=ps.hold())
+
+
+# ------------------------------------------------------------------- workers
+
+
+def forked_calls(processes: int, count: int) -> bool:
+    """True if every call of every child was answered with 7."""
+    pids = []
+    for _ in range(processes):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if calls(count) == [7] * count else 1)
+        pids.append(pid)
+    return all(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 for pid in pids)
+
+
+@pytest.mark.parametrize("workers", ["auto", 1, 2, 3])
+def test_workers_answer_every_call_once_and_leave_no_trace(workers: Any) -> None:
+    r = ps.Responder(ps.reply(7))
+    allowed, threads = os.sched_getaffinity(0), len(os.listdir("/proc/self/task"))
+    with listening(lambda: forked_calls(8, 3000), "getppid") as (box, target):
+        assert box.serve(r, workers=workers) is False
+        assert target.result() is True
+    assert r.stats().answered == {"reply": 24000} and r.stats().gone == 0
+    assert os.sched_getaffinity(0) == allowed
+    assert len(os.listdir("/proc/self/task")) == threads
+
+
+def test_workers_are_refused_where_python_is_asked() -> None:
+    for responder in (ps.Responder(lambda n: ps.allow()), ps.Responder(ps.hold()), on("getppid", lambda n: ps.reply(1))):
+        with listening(lambda: calls(1), "getppid") as (box, _), pytest.raises(ValueError, match="only answer by rules"):
+            box.serve(responder, workers=2)
+    with listening(lambda: calls(1), "getppid") as (box, _):
+        for wrong in (0, 17, -1):
+            with pytest.raises(ValueError, match="1 to 16"):
+                box.serve(ps.Responder(), workers=wrong)
+
+
+def test_workers_end_when_another_thread_stops_them() -> None:
+    with listening(lambda: forked_calls(6, 10**7), "getppid") as (box, _):
+        timer = threading.Timer(0.3, box.stop)
+        timer.start()
+        assert box.serve(ps.Responder(ps.reply(7)), workers=2) is True
+        timer.join()
