@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -50,3 +51,55 @@ def test_a_program_for_libseccomp_and_the_same_for_us(tmp_path: Path) -> None:
 
 def test_each_command_is_one_line() -> None:
     assert block("install").count("\n") == block("tests").count("\n") == 1
+
+
+TABLE = """
+import errno, json, os, subprocess, sys, tempfile
+import pyseccomp as ps
+from pyseccomp import *
+
+rows = json.load(sys.stdin)
+file = tempfile.TemporaryFile()
+g = SyscallFilter(ALLOW); g.remove_arch(Arch()); g.add_arch(Arch.ARM)
+policy, other = ps.Policy(ps.ALLOW), ps.Policy(ps.LOG)
+program = policy.compile()
+done = 0
+for theirs, ctypes, ours, better in rows:
+    if any("receive_notify" in code for code in theirs):
+        if os.fork() == 0:
+            f.reset(); f.add_rule(NOTIFY, "rmdir"); f.load()
+            target = os.fork()
+            if target == 0:
+                os.execvp("rmdir", ["rmdir", "/nosuch"])
+            for code in theirs:
+                exec(code)
+            exec(*ctypes)  # it is made, and not sent
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(target, 0)[1]) != 1)
+        assert os.wait()[1] == 0
+    elif theirs != ["f.load()"]:
+        for code in theirs + ctypes:
+            exec(code)
+    done += len(theirs + ctypes)
+    for code in ours:
+        if code == "n = f.receive()":
+            asking = ps.Policy(ps.ALLOW)
+            asking.add(ps.NOTIFY, "rmdir")
+            f = ps.Filter(asking)
+            child = ps.Popen(["rmdir", "/nosuch"], filter=f, stderr=subprocess.DEVNULL)
+        if "attach()" not in code:
+            exec(code)
+        done += 1
+print(done)
+"""
+
+
+def test_the_cells_of_the_migration_table_run(tmp_path: Path) -> None:
+    """load() and attach() of oneself are in the two programs above the table."""
+    lines = README.partition("## Coming from libseccomp")[2].partition("## What is true")[0].splitlines()
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if line.startswith("| `")]
+    assert len(rows) >= 9
+    codes = [[re.findall(r"`([^`]+)`", cell) for cell in row] for row in rows]
+    done = subprocess.run([sys.executable, "-c", TABLE], input=json.dumps(codes), capture_output=True, text=True, timeout=60, check=False,
+                          env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
