@@ -113,6 +113,10 @@ def _check_savable(filter_: Filter, attachment: Attachment) -> None:
     what = f"checkpoint of the attachment to {attachment.pid}"
     if attachment.pid == os.getpid():
         raise CheckpointError(errno.EINVAL, f"{what}: it is this process, which a checkpoint is to outlive")
+    if attachment.is_group:
+        raise CheckpointError(
+            errno.EOPNOTSUPP, f"checkpoint of {attachment!r}: who belongs is decided when it is activated; do that, or close() it, first"
+        )
     if attachment.mode != "inject":
         raise CheckpointError(
             errno.EOPNOTSUPP,
@@ -137,10 +141,7 @@ def _hold(filter_: Filter, attachment: Attachment) -> None:
         return
     if filter_._name is None:
         filter_._name = f"checkpoint-{uuid.uuid4().hex[:16]}"
-    filter_._guard(attachment, hold(), None)
-    attachment._guardian_injects = False
-    assert filter_._guardian is not None and attachment._ward is not None
-    filter_._guardian.listen(attachment._ward, attachment.listeners)
+    filter_._guard_active(attachment, hold())
 
 
 def _wait_quiet(attachments: list[Attachment]) -> None:

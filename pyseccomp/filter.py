@@ -337,6 +337,7 @@ class Filter(Owned, Receiver):
         on_error: Literal["abort", "skip"] = "abort",
         no_new_privs: bool | Literal["auto"] = "auto",
         timeout: float = 5.0,
+        on_supervisor_death: Answer | Literal["allow", "kill", "hold"] | None = None,
     ) -> group.GroupAttachment: ...
 
     @overload
@@ -348,6 +349,7 @@ class Filter(Owned, Receiver):
         on_error: Literal["abort", "skip"] = "abort",
         no_new_privs: bool | Literal["auto"] = "auto",
         timeout: float = 5.0,
+        on_supervisor_death: Answer | Literal["allow", "kill", "hold"] | None = None,
     ) -> group.GroupAttachment: ...
 
     @overload
@@ -456,8 +458,9 @@ class Filter(Owned, Receiver):
             event, active, activate_on = activate_on, False, None
         check_options(mode, tree, cgroup, on_error, threads, no_new_privs, activate_on, deadline, on_deadline, timeout)
         if tree or cgroup is not None:
-            group.check(mode, threads, event or activate_on, deadline, on_deadline, on_supervisor_death)
-            return self._attach_group(group.bind(self, target, pidfd, cgroup, on_error, no_new_privs, timeout), active)
+            group.check(mode, threads, event or activate_on, deadline, on_deadline)
+            answer = self._death_answer(on_supervisor_death)
+            return self._attach_group(group.bind(self, target, pidfd, cgroup, on_error, no_new_privs, timeout, answer), active)
         attachment = self._attach(
             target, pidfd, active, mode, threads, no_new_privs, activate_on, deadline, on_deadline, timeout, on_supervisor_death
         )
@@ -479,9 +482,7 @@ class Filter(Owned, Receiver):
         timeout: float,
         on_supervisor_death: Answer | Literal["allow", "kill", "hold"] | None,
     ) -> Attachment:
-        answer = death_answer(on_supervisor_death)
-        if answer is not None and answer.kind == 0 and self._name is None:
-            raise ValueError("attach: on_supervisor_death='hold' goes with Filter(name=), by which ps.reclaim() finds it")
+        answer = self._death_answer(on_supervisor_death)
         if deadline is not None and active and activate_on is None:
             raise ValueError("attach: deadline= goes with active=False, or with activate_on=")
         if activate_on in TRIGGERS and (answer is not None or deadline is not None):
@@ -526,6 +527,12 @@ class Filter(Owned, Receiver):
                 attachment.close()
                 raise
         return self._adopt(attachment)
+
+    def _death_answer(self, option: Answer | Literal["allow", "kill", "hold"] | None) -> Answer | None:
+        answer = death_answer(option)
+        if answer is not None and answer.kind == 0 and self._name is None:
+            raise ValueError("attach: on_supervisor_death='hold' goes with Filter(name=), by which ps.reclaim() finds it")
+        return answer
 
     def _attach_group(self, bound: group.GroupAttachment, active: bool) -> Attachment:
         try:
@@ -623,15 +630,11 @@ class Filter(Owned, Receiver):
                 errno.EOPNOTSUPP, "attach to oneself: nobody supervises from outside, so no guardian can; fork a target"
             )
         with self._lock:
-            if self._guardian is None:
-                name = self._name
-                self._guardian = Guardian(
-                    self._memfd, self._inbox, *self._hooks(), None if name is None else lambda: names.take(name)
-                )
+            guardian = self._start_guardian()
             ward, self._next_ward = self._next_ward, self._next_ward + 1
             self._wards[ward] = weakref.ref(attachment)
         flags = self._flags if self._program.notifies else self._flags & ~_WAIT_KILLABLE
-        attachment._guardian_injects = self._guardian.watch(
+        attachment._guardian_injects = guardian.watch(
             ward,
             attachment.pidfd,
             f"attach to pid {attachment.pid} with a guardian",
@@ -646,6 +649,22 @@ class Filter(Owned, Receiver):
             no_new_privs=NO_NEW_PRIVS[attachment.no_new_privs],
         )
         attachment._ward, attachment._death = ward, answer
+
+    def _start_guardian(self) -> Guardian:
+        with self._lock:
+            if self._guardian is None:
+                name = self._name
+                self._guardian = Guardian(
+                    self._memfd, self._inbox, *self._hooks(), None if name is None else lambda: names.take(name)
+                )
+            return self._guardian
+
+    def _guard_active(self, attachment: Attachment, answer: Answer) -> None:
+        """Put an attachment that is in force, and its listeners, into the guardian's care. For this package only."""
+        self._guard(attachment, answer, None)
+        attachment._guardian_injects = False
+        assert self._guardian is not None and attachment._ward is not None
+        self._guardian.listen(attachment._ward, attachment.listeners)
 
     def _hooks(self) -> tuple[Callable[..., None], Callable[[], None]]:
         """What the guardian calls; it does not keep this object alive."""

@@ -75,6 +75,8 @@ class GroupAttachment(Attachment):
     Not of the tree: processes whose parent had ended before they were stopped, because the kernel has given them to another
     (daemons); ``cgroup=`` reaches these. Refused: a group that has this process in it, which cannot stop itself.
 
+    on_supervisor_death: as of :meth:`Filter.attach`, for every process; the guardian gets the listeners when all are filtered.
+
     SIGKILL of this process in the middle changes nothing of that: all get it, or none does. If the process that injects for it is
     killed as well, some may have it and some not, each wholly.
     """
@@ -90,11 +92,13 @@ class GroupAttachment(Attachment):
         on_error: Literal["abort", "skip"],
         no_new_privs: bool | Literal["auto"],
         timeout: float,
+        death: _core.Answer | None,
     ) -> None:
         super().__init__(filter, pid, fd, "all", no_new_privs, timeout)
         self.cgroup = cgroup
         """The cgroup's directory as it was given; None for a tree. ``pid`` is 0 then."""
         self.on_error = on_error
+        self._death = death
         self.results: tuple[MemberOutcome, ...] = ()
         """Every process that belonged, in the order they were found: parents before children. Empty while inactive."""
         self.attachments: tuple[Attachment, ...] = ()
@@ -144,6 +148,8 @@ class GroupAttachment(Attachment):
             if self.activated:
                 return
             self._check_open("activate")
+            if self._death is not None:
+                self._filter._start_guardian()
             self._take(_attach(self._filter, self))
         for one in self.attachments:
             one._changed("active", f"activated with {self.what}")
@@ -156,6 +162,9 @@ class GroupAttachment(Attachment):
             outcome = self._settle(pidfd, what, member)
             outcomes.append(outcome)
             attachments += [outcome.attachment] if outcome.attachment is not None else []
+        if self._death is not None:
+            for one in attachments:
+                self._filter._guard_active(one, self._death)
         listeners = tuple(fd for one in attachments for fd in one.listeners)
         if listeners:
             self._filter._listen(listeners)
@@ -319,11 +328,12 @@ def bind(
     on_error: Literal["abort", "skip"],
     no_new_privs: bool | Literal["auto"],
     timeout: float,
+    death: _core.Answer | None,
 ) -> GroupAttachment:
     """Make an inactive one. For Filter only."""
     if cgroup is None:
         pid, fd = open_target(target, pidfd)
-        return GroupAttachment(filter, pid, fd, None, on_error, no_new_privs, timeout)
+        return GroupAttachment(filter, pid, fd, None, on_error, no_new_privs, timeout, death)
     if target is not None or pidfd is not None:
         raise TypeError("attach() takes a target, a pidfd or cgroup=, not several of them")
     path = os.fsdecode(cgroup)
@@ -331,19 +341,16 @@ def bind(
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise AttachError(error.errno or 0, f"attach to cgroup {path}: {error.strerror}") from None
-    return GroupAttachment(filter, 0, fd, path, on_error, no_new_privs, timeout)
+    return GroupAttachment(filter, 0, fd, path, on_error, no_new_privs, timeout, death)
 
 
-def check(
-    mode: str, threads: str, activate_on: object, deadline: object, on_deadline: str, on_supervisor_death: object
-) -> None:
+def check(mode: str, threads: str, activate_on: object, deadline: object, on_deadline: str) -> None:
     """Refuse options that a group does not have."""
     refused = {
         "mode='gate'": (mode == "gate", "gate the process that starts the others: what it forks is under its gate"),
         "mode='park'": (mode == "park", "processes park themselves"),
         "activate_on=": (activate_on is not None, "attach with active=False, and call activate() when it happens"),
         "deadline=": (deadline is not None, "give each process a deadline of its own, by attaching to it"),
-        "on_supervisor_death=": (on_supervisor_death is not None, "attach to each process, if it must be answered then"),
     }
     for option, (wanted, instead) in refused.items():
         if wanted:

@@ -31,6 +31,7 @@ from attaching import (
     wait_until,
 )
 from harness import Victim, build_victim, descriptors, in_child, status_field, victim
+from test_guardian import dies, managing
 from pyseccomp import _core, gate
 
 FAMILY = ("2", "3", "1")
@@ -133,7 +134,7 @@ def test_children_are_found_without_the_kernels_lists_of_them(monkeypatch: pytes
 def test_a_thread_that_injects_does_as_a_process_does(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """As under YAMA's scope 1; the second time every process carries a filter, and is asked by a trial."""
     monkeypatch.setattr(gate, "yama_scope", lambda: 1)
-    monkeypatch.setattr(gate, "has_cap_sys_ptrace", lambda: False)
+    monkeypatch.setattr(gate, "has_capability", lambda number: False)
     with family() as root, ps.Filter(deny_getppid()) as f:
         for _ in range(times):
             group = f.attach(root, tree=True)
@@ -369,7 +370,7 @@ def test_a_tree_that_does_not_stop_in_time_is_let_go_unchanged() -> None:
     "options",
     [
         {"mode": "gate"}, {"mode": "park", "active": False}, {"activate_on": "exec"}, {"activate_on": 1.0}, {"deadline": 1.0, "active": False},
-        {"on_supervisor_death": "kill"}, {"threads": "one"}, {"on_deadline": "kill"}, {"on_error": "ignore"}, {"cgroup": "/sys/fs/cgroup"},
+        {"on_supervisor_death": "hold"}, {"threads": "one"}, {"on_deadline": "kill"}, {"on_error": "ignore"}, {"cgroup": "/sys/fs/cgroup"},
     ],
     ids=str,
 )  # fmt: skip
@@ -410,6 +411,51 @@ def test_a_tree_is_received_from_call_by_call() -> None:
                 seen.add(notification.pid)
                 notification.deny(DENIED)
         assert {one.pid for one in group.attachments if one.query().state == "active"} <= seen
+
+
+# ------------------------------------------------------- the manager's death
+
+
+def test_a_guardian_answers_for_all_when_the_manager_is_dead() -> None:
+    def manage(done: int) -> None:
+        with ps.Filter(notify_getppid()) as f:
+            f.attach(root, tree=True, on_supervisor_death=ps.deny(DENIED))
+            os.write(done, b"x")
+            signal.pause()
+
+    with family() as root, managing(manage) as manager:
+        dies(manager)
+        check_all_filtered(root, DENIED, time.monotonic_ns())
+
+
+def test_a_tree_whose_calls_wait_is_reclaimed_by_the_next_manager() -> None:
+    name = f"tree-{os.getpid()}"
+
+    def manage(done: int) -> None:
+        with ps.Filter(notify_getppid(), name=name) as f:
+            f.attach(root, tree=True, on_supervisor_death="hold")
+            os.write(done, b"x")
+            signal.pause()
+
+    with family("2", "1", "1") as root, managing(manage) as manager:
+        dies(manager)
+        with ps.reclaim(name) as f:
+            assert len(f.attachments) >= 3
+            server = threading.Thread(target=f.serve, args=(ps.Responder(default=ps.deny(DENIED)),))
+            server.start()
+            check_all_filtered(root, DENIED, time.monotonic_ns())
+            f.stop()
+            server.join()
+
+
+def test_a_tree_that_is_active_can_be_checkpointed_and_one_that_is_bound_cannot() -> None:
+    with victim(build_victim("idle")) as root, victim(build_victim("idle")) as other, ps.Filter(deny_getppid()) as f:
+        f.attach(root, tree=True)
+        assert f.checkpoint()
+        group = f.attach(other, tree=True, active=False)
+        with pytest.raises(ps.CheckpointError, match="who belongs"):
+            f.checkpoint()
+        group.close()
 
 
 # ----------------------------------------------------------------------- tidy
