@@ -19,7 +19,11 @@
  * thread of ours that does nothing else. Member 0 is the caller's thread; it keeps to its
  * processor only while helpers serve, then gets back what it was allowed.
  *
- * Threads are made beforehand: the loop itself must not allocate, see serve.c.
+ * A helper is made when it is first called up: a process of one thread pays 2 % of a call
+ * less. To make a thread takes locks of the C library that a thread of ours, trapped under
+ * the very listener, may hold (see serve.c); so this is only done when none of our threads
+ * has a filter. None can come under the listener's then: its filter is inherited, no more.
+ * Otherwise helpers are made beforehand.
  */
 #define _GNU_SOURCE
 #include "crew.h"
@@ -27,6 +31,8 @@
 #include "rules.h"
 #include "thread.h"
 
+#include <dirent.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <sched.h>
 #include <string.h>
@@ -55,7 +61,7 @@ struct psc_crew {
 	uint64_t slice_calls;
 	uint32_t seen; /* what active was */
 	uint32_t doubts; /* slices in a row that were no better */
-	bool settled, pinned, proved; /* one slice was better */
+	bool settled, pinned, made, proved; /* one slice was better */
 	double before; /* calls in a nanosecond, with one member less */
 	cpu_set_t allowed;
 
@@ -118,6 +124,57 @@ static void *help(void *argument)
 		if (r != -EINTR)
 			stand_down_itself(crew, member);
 	}
+}
+
+/* Without stdio and opendir(), which allocate. False if it cannot be told. */
+static bool thread_has_no_filter(int tasks, const char *tid)
+{
+	_cleanup_close_ int task = openat(tasks, tid, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	_cleanup_close_ int fd = task < 0 ? -1 : openat(task, "status", O_RDONLY | O_CLOEXEC);
+	const char *line;
+	char text[4096];
+	ssize_t got;
+
+	if (fd < 0)
+		return errno == ENOENT; /* it has ended */
+	got = read(fd, text, sizeof(text) - 1);
+	if (got <= 0)
+		return errno == ESRCH;
+	text[got] = 0;
+	line = strstr(text, "\nSeccomp:\t");
+	return line && line[10] == '0';
+}
+
+static bool no_thread_has_a_filter(void)
+{
+	_cleanup_close_ int tasks = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	_Alignas(8) char entries[2048];
+	long size;
+
+	if (tasks < 0)
+		return false;
+	while ((size = psc_syscall(SYS_getdents64, tasks, entries, sizeof(entries))) > 0)
+		for (long at = 0; at < size;) {
+			const struct dirent64 *entry = (const struct dirent64 *)&entries[at];
+
+			if (entry->d_name[0] != '.' && !thread_has_no_filter(tasks, entry->d_name))
+				return false;
+			at += entry->d_reclen;
+		}
+	return size == 0;
+}
+
+static int make_helpers(struct psc_crew *crew)
+{
+	int r = 0;
+
+	for (unsigned int i = 1; i < crew->n && r == 0; i++)
+		if (!crew->members[i].made) {
+			r = psc_thread_start(&crew->members[i].thread, psc_inbox_wake_signal(crew->inbox), help,
+					     &crew->members[i]);
+			crew->members[i].made = r == 0;
+		}
+	return r;
 }
 
 /* --------------------------------------------------------------------- load */
@@ -186,6 +243,11 @@ static bool call_up(struct psc_crew *crew, double rate)
 	uint32_t n = crew->active;
 	int processor;
 
+	if (!crew->made) {
+		if (!no_thread_has_a_filter() || make_helpers(crew) < 0)
+			return false;
+		crew->made = true;
+	}
 	if (n >= crew->n || !pin_first(crew))
 		return false;
 	processor = free_processor(crew, n);
@@ -304,17 +366,18 @@ int psc_crew_new(struct psc_inbox *inbox, const struct psc_table *table, struct 
 	crew->owner = getpid();
 	crew->active = crew->seen = 1;
 	crew->pause = FIRST_PAUSE_NS;
-	for (crew->n = 0; crew->n < n; crew->n++) {
-		struct psc_member *member = &crew->members[crew->n];
-
-		member->crew = crew;
-		member->index = crew->n;
-		if (crew->n > 0)
-			r = psc_thread_start(&member->thread, psc_inbox_wake_signal(inbox), help, member);
-		if (r < 0) {
-			psc_crew_free(crew);
-			return r;
-		}
+	crew->n = n;
+	for (unsigned int i = 0; i < n; i++) {
+		crew->members[i].crew = crew;
+		crew->members[i].index = i;
+	}
+	if (!no_thread_has_a_filter()) {
+		r = make_helpers(crew);
+		crew->made = true;
+	}
+	if (r < 0) {
+		psc_crew_free(crew);
+		return r;
 	}
 	*ret_crew = crew;
 	return 0;
@@ -331,7 +394,8 @@ void psc_crew_free(struct psc_crew *crew)
 		set_active(crew, 0);
 		(void)psc_inbox_kick(crew->inbox);
 		for (unsigned int i = 1; i < crew->n; i++)
-			pthread_join(crew->members[i].thread, NULL);
+			if (crew->members[i].made)
+				pthread_join(crew->members[i].thread, NULL);
 	}
 	free(crew);
 }

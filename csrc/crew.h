@@ -17,6 +17,7 @@ struct psc_member {
 	uint32_t last_task, turns; /* how often another task called than before */
 	int processor;
 	pthread_t thread;
+	bool made;
 };
 
 /* How many of the members serve, the first ones. */

@@ -1395,8 +1395,9 @@ PSC_MUST_CHECK int psc_trace_new(const struct psc_trace_spec *specs, size_t n, u
 void psc_trace_free(struct psc_trace *trace);
 
 /* Threads that help psc_serve(), as many as are found to pay while it runs, and where there
- * is a single listener: for few targets none does. n counts the caller's own. new makes
- * them, free ends them; the inbox, the table and stats must outlive them. While helpers
+ * is a single listener: for few targets none does. n counts the caller's own. They are made
+ * when they are needed, or by new if some thread of the process has a filter: a trapped
+ * thread may hold a lock that this takes. free ends them; the inbox, the table and stats must outlive them. While helpers
  * serve, the caller's thread keeps to one processor; afterwards it may run where it could
  * before. -EINVAL: n is not 1..PSC_MAX_CREW, or some answer of the table is to hold, which
  * a helper can ask nobody about. */
