@@ -94,6 +94,8 @@ static int help(void *data)
 	while ((tid = park->tid) != 0)
 		if (raw(SYS_futex, (long)&park->tid, FUTEX_WAIT, tid, (long)&check) == -ETIMEDOUT && !thread_lives(park, tid))
 			break;
+	/* The others that were woken with ours go first: nothing is in force there yet. */
+	raw(SYS_sched_yield, 0, 0, 0, 0);
 	park->message.kind = park->tried ? PSC_PARK_DONE : PSC_PARK_GONE;
 	raw(SYS_sendmsg, park->channel, (long)&park->m, MSG_NOSIGNAL, 0);
 	raw(SYS_exit, 0, 0, 0, 0);
