@@ -7,6 +7,7 @@ import errno
 import functools
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -428,8 +429,8 @@ def test_a_guardian_answers_for_all_when_the_manager_is_dead() -> None:
         check_all_filtered(root, DENIED, time.monotonic_ns())
 
 
-def test_a_tree_whose_calls_wait_is_reclaimed_by_the_next_manager() -> None:
-    name = f"tree-{os.getpid()}"
+def test_a_tree_whose_calls_wait_is_reclaimed_by_the_next_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "tree"
 
     def manage(done: int) -> None:
         with ps.Filter(notify_getppid(), name=name) as f:
@@ -437,8 +438,10 @@ def test_a_tree_whose_calls_wait_is_reclaimed_by_the_next_manager() -> None:
             os.write(done, b"x")
             signal.pause()
 
-    with family("2", "1", "1") as root, managing(manage) as manager:
-        dies(manager)
+    with tempfile.TemporaryDirectory(prefix="psc") as names, family("2", "1", "1") as root:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", names)
+        with managing(manage) as manager:
+            dies(manager)
         with ps.reclaim(name) as f:
             assert len(f.attachments) >= 3
             server = threading.Thread(target=f.serve, args=(ps.Responder(default=ps.deny(DENIED)),))
