@@ -137,11 +137,10 @@ static int welcome(struct psc_group *group, struct psc_member *member)
 	return 0;
 }
 
-/* -ETIMEDOUT: not yet. */
-static int stop_member(struct psc_group *group, struct psc_member *member)
+/* Before it is waited for, so that all who can be stopped now are on their way at once. */
+static int begin_stop(struct psc_group *group, struct psc_member *member)
 {
 	struct psc_visit *visit = &member->job.visit;
-	uint64_t now = psc_now_ns();
 	int r = open_tasks(member);
 
 	if (r == -ENOENT || r == -ESRCH) {
@@ -150,8 +149,20 @@ static int stop_member(struct psc_group *group, struct psc_member *member)
 	}
 	if (r < 0)
 		return psc_group_refuse(group, member, PSC_REFUSED_DESCRIPTORS, r);
-	if (!visit->n && psc_visit_is_frozen(member->pid))
+	if (psc_visit_is_frozen(member->pid))
 		return failed(group, member, psc_job_refuse(&member->job, PSC_REFUSED_FROZEN, -EAGAIN));
+	visit->deadline = group->deadline;
+	r = psc_visit_begin_stop(visit);
+	return r < 0 ? failed(group, member, psc_job_stop_failed(&member->job, r)) : 0;
+}
+
+/* -ETIMEDOUT: not yet. */
+static int stop_member(struct psc_group *group, struct psc_member *member)
+{
+	struct psc_visit *visit = &member->job.visit;
+	uint64_t now = psc_now_ns();
+	int r;
+
 	/* Past the deadline too: who comes then because another was left out must have a chance. */
 	visit->deadline = now < group->deadline && now + SLICE_NS > group->deadline ? group->deadline : now + SLICE_NS;
 	r = psc_visit_stop(visit);
@@ -201,9 +212,19 @@ static int stop_known(struct psc_group *group)
 		for (struct psc_member *member = group->first; member; member = member->next) {
 			int r;
 
+			if (member->state != PSC_MEMBER_NEW || member->job.visit.n || !has_its_turn(group, member))
+				continue;
+			r = begin_stop(group, member);
+			if (r < 0)
+				return r;
+		}
+		for (struct psc_member *member = group->first; member; member = member->next) {
+			int r;
+
 			if (member->state != PSC_MEMBER_NEW)
 				continue;
-			r = has_its_turn(group, member) ? stop_member(group, member) : -ETIMEDOUT;
+			/* One whose parent has stopped just now begins with the next pass. */
+			r = has_its_turn(group, member) && member->job.visit.tasks >= 0 ? stop_member(group, member) : -ETIMEDOUT;
 			if (r < 0 && group->refused)
 				return r;
 			waiting |= r < 0;

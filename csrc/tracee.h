@@ -72,6 +72,10 @@ bool psc_visit_is_frozen(pid_t pid);
  * blamed. -EPERM, -ESRCH. -ETIMEDOUT: blamed would not stop. */
 PSC_MUST_CHECK int psc_visit_stop(struct psc_visit *visit);
 
+/* Seize and interrupt those that a look finds, and do not wait: so many processes can be
+ * on their way to a stop at once, which psc_visit_stop() then waits for. Errors as there. */
+PSC_MUST_CHECK int psc_visit_begin_stop(struct psc_visit *visit);
+
 /* Let them run again, seized still; who was in a group-stop stays in it. */
 void psc_visit_resume(struct psc_visit *visit);
 

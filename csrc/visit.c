@@ -358,20 +358,35 @@ int psc_visit_start_timer(struct psc_visit *visit)
 
 static int stop_all(struct psc_visit *visit)
 {
-	int found;
+	bool moving;
 
 	do {
-		found = seize_all_new(visit);
-		for (size_t i = 0; found >= 0 && i < visit->n; i++) {
-			int r = stop_one(visit, i);
+		int found = seize_all_new(visit);
 
+		if (found < 0)
+			return found;
+		/* Whoever ran during that look may have been making a thread. */
+		moving = found > 0;
+		for (size_t i = 0; i < visit->n; i++) {
+			int r;
+
+			moving |= visit->tracees[i].state == PSC_TRACEE_RUNNING;
+			r = stop_one(visit, i);
 			if (r < 0)
 				return r;
 		}
-		if (visit->only && found >= 0)
-			return 0;
-	} while (found > 0);
-	return found;
+	} while (moving && !visit->only);
+	return 0;
+}
+
+int psc_visit_begin_stop(struct psc_visit *visit)
+{
+	int r = psc_visit_start_timer(visit);
+
+	if (r == 0)
+		r = seize_all_new(visit);
+	psc_visit_stop_timer(visit);
+	return r < 0 ? r : 0;
 }
 
 int psc_visit_stop(struct psc_visit *visit)
