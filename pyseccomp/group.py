@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Outcome = Literal["filtered", "gone", "skipped", "refused", "failed", "unchanged"]
 
-_CALLER, _FROZEN = 15, 19  # enum psc_refusal
+_INJECTOR, _CALLER, _FROZEN = 12, 15, 19  # enum psc_refusal
 _BECAME: tuple[Outcome, ...] = ("unchanged", "filtered", "gone", "skipped", "failed")  # enum psc_became
 
 
@@ -159,7 +159,8 @@ class GroupAttachment(Attachment):
         outcomes, attachments = [], []
         for index, (pidfd, became, member) in enumerate(members):
             what: Outcome = "refused" if index == blamed and _BECAME[became] == "skipped" else _BECAME[became]
-            outcome = self._settle(pidfd, what, member)
+            killed = refusal == _INJECTOR and r == -errno.EINTR
+            outcome = self._settle(pidfd, "failed" if killed and what == "unchanged" else what, member)
             outcomes.append(outcome)
             attachments += [outcome.attachment] if outcome.attachment is not None else []
         if self._death is not None:
@@ -193,7 +194,12 @@ class GroupAttachment(Attachment):
         for fd in (pidfd, raw[5], *(thread[3] for thread in raw[11])):
             if fd >= 0:
                 os.close(fd)
-        reason = "another refused" if outcome == "unchanged" else str(self._explain_member(raw).args[1])
+        if outcome == "unchanged":
+            reason = "another refused"
+        elif raw[0] == 0:
+            reason = "the injecting process was killed: it is untouched, or wholly filtered, which ps.query() tells"
+        else:
+            reason = str(self._explain_member(raw).args[1])
         reason = reason.removeprefix(f"attach to pid {raw[4]}: ")
         return MemberOutcome(raw[4], outcome, reason, None)
 
@@ -219,7 +225,7 @@ class GroupAttachment(Attachment):
             partial = PartialAttachError(-r, text, done=tids)
             partial.results = results
             return partial
-        if results:
+        if results and not (refusal == _INJECTOR and r == -errno.EINTR):
             error.add_note(f"nothing was changed in any process of {self.what}")
         return error
 

@@ -451,6 +451,41 @@ def test_a_tree_whose_calls_wait_is_reclaimed_by_the_next_manager(monkeypatch: p
             server.join()
 
 
+def test_if_whoever_injects_is_killed_the_error_tells_who_is_filtered_for_sure() -> None:
+    killed = 0
+    for round_ in range(60):
+        with family("3", "2", "0") as root, ps.Filter(deny_getppid()) as f:
+            killer = threading.Thread(target=kill_the_tracer, args=(root.pid, round_ * 1e-4 % 5e-3))
+            killer.start()
+            try:
+                f.attach(root, tree=True)
+            except ps.AttachError as error:
+                killed += 1
+                assert "was killed" in str(error)
+                assert {one.pid for one in f.attachments} == {one.pid for one in getattr(error, "results", ()) if one.outcome == "filtered"}
+                for one in f.attachments:
+                    assert set(filter_counts(one.pid).values()) <= {1}
+            finally:
+                killer.join()
+            wait_until(lambda: status_field(root.pid, "TracerPid") == "0", "it is let go")  # noqa: B023
+            assert ask(root)["bad"] == 0
+        if killed >= 5:
+            return
+    pytest.fail("the injecting process was never killed")
+
+
+def kill_the_tracer(pid: int, after: float) -> None:
+    """SIGKILL whoever traces a process, so many seconds after that has begun; not this one."""
+    end = time.monotonic() + 5
+    while (tracer := int(status_field(pid, "TracerPid"))) == 0:
+        if time.monotonic() > end:
+            return
+    time.sleep(after)
+    if tracer != os.getpid():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(tracer, signal.SIGKILL)
+
+
 def test_a_tree_that_is_active_can_be_checkpointed_and_one_that_is_bound_cannot() -> None:
     with victim(build_victim("idle")) as root, victim(build_victim("idle")) as other, ps.Filter(deny_getppid()) as f:
         f.attach(root, tree=True)

@@ -13,3 +13,11 @@ assert_type(ps.query(1).threads, tuple[ps.ThreadState, ...])
 assert_type(ps.query(1).threads[0].filters, int | None)
 assert_type(ps.features(), list[ps.Feature])
 ps.query("1")  # type: ignore[arg-type]
+
+# Many processes at once have results, a single one has one.
+filter = ps.Filter(policy)
+assert_type(filter.attach(1), ps.Attachment)
+assert_type(filter.attach(1, tree=True), ps.GroupAttachment)
+assert_type(filter.attach(cgroup="/sys/fs/cgroup/x", on_error="skip", active=False), ps.GroupAttachment)
+assert_type(filter.attach(1, tree=True).results, tuple[ps.MemberOutcome, ...])
+assert_type(filter.attach(1, tree=True).query(), ps.GroupState)
