@@ -26,8 +26,8 @@ _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 _HELD = (
     "A holder is a process that keeps the filter and the listener, and ends with its targets. If it dies, what was inactive stays "
-    "so, unless --deadline was given; notified calls without --on-death, and gated ones without either, fail with ENOSYS; what the "
-    "kernel denies stays denied."
+    "so, unless --deadline was given, which counts as come; a gate with --deadline or --on-death is active and answered from then on; "
+    "notified calls without --on-death, and gated ones without either, fail with ENOSYS; what the kernel denies stays denied."
 )
 
 
