@@ -194,13 +194,16 @@ def test_a_target_lives_untouched_or_wholly_filtered_when_its_manager_is_killed_
         pytest.skip("privilege: harden() injects under the gate, which takes CAP_SYS_ADMIN")
     chance = random.Random(operation)
     plays = list(PLAYS[operation].values())
-    outcomes = set()
-    for i in range(ROUNDS):
+    outcomes: set[int] = set()
+    for i in range(ROUNDS * 4):
+        if i >= ROUNDS and outcomes - {0}:
+            break
+        patience = SLOW if i < ROUNDS else 20 * SLOW  # on a machine that others keep busy
         play = plays[i % len(plays)]
         name, *arguments = VICTIMS[i // len(plays) % len(VICTIMS)]
         with victim(build_victim(name), *arguments) as target:
             none = filter_counts(target.pid)[target.pid]
-            lives_for(play, target, chance.uniform(0, play.longest * SLOW))
+            lives_for(play, target, chance.uniform(0, play.longest * patience))
             outcomes.add(judge(target, play, none))
     assert outcomes - {0}, "every manager was killed before it had done anything"
 
