@@ -347,7 +347,8 @@ struct psc_group_result {
 
 /* Blocks as psc_attach() does; timeout_ns is for all to stop. 0: all that did not die
  * (skip: nor refuse) have it, one at least. On failure *ret_result is written too;
- * filtered is 0 then, unless one failed in the commit itself, whom nothing had refused before. */
+ * filtered is 0 then, unless one failed in the commit itself, whom nothing had refused before. With cgroup,
+ * /proc must be that of the caller's pid namespace: psc_query_process() of itself tells. */
 PSC_MUST_CHECK int psc_attach_group(const struct psc_group_options *options, struct psc_group_result *ret_result);
 
 /* Frees the lists; pidfds and listeners are the caller's. */

@@ -342,6 +342,7 @@ def bind(
         return GroupAttachment(filter, pid, fd, None, on_error, no_new_privs, timeout, death)
     if target is not None or pidfd is not None:
         raise TypeError("attach() takes a target, a pidfd or cgroup=, not several of them")
+    query(os.getpid())  # the numbers in cgroup.procs must mean the processes of /proc: raises where they do not
     path = os.fsdecode(cgroup)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

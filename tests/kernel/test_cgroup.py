@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import subprocess
@@ -289,6 +290,37 @@ def test_a_threaded_cgroup_is_reached_by_the_domain_above_it(cgroup: Path) -> No
         assert ask(subject)["probe"] == 0
         assert [one.pid for one in f.attach(cgroup=cgroup).attachments] == [subject.pid]
         assert set(filter_counts(subject.pid).values()) == {1}
+
+
+def attach_in_new_pid_namespace(cgroup: Path, own_proc: bool) -> str:
+    """What an attach says there, with the old /proc or with its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_pid, new_mounts, private, recursive = 0x20000000, 0x00020000, 1 << 18, 1 << 14
+    assert libc.unshare(new_pid | new_mounts) == 0, os.strerror(ctypes.get_errno())
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:  # the first process of the new namespace
+        try:
+            if own_proc:
+                assert libc.mount(b"none", b"/", None, recursive | private, None) == 0
+                assert libc.mount(b"proc", b"/proc", b"proc", 0, None) == 0
+            with ps.Filter(deny_getppid()) as f, pytest.raises((ps.UnsupportedError, ps.TargetGoneError)) as caught:
+                f.attach(cgroup=cgroup)
+            os.write(writer, str(caught.value).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    return os.read(reader, 4096).decode()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="privilege: root, to make a pid namespace")
+def test_processes_of_another_pid_namespace_are_refused(cgroup: Path) -> None:
+    """v1 does not even list them."""
+    second = "has no number here" if (cgroup / "cgroup.controllers").exists() else "no process is left"
+    with within(cgroup, "idle") as subject:
+        assert "another pid namespace" in in_child(attach_in_new_pid_namespace, cgroup, False)
+        assert second in in_child(attach_in_new_pid_namespace, cgroup, True)
+        assert ask(subject)["probe"] == 0
 
 
 @pytest.mark.parametrize(
