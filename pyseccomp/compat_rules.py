@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Final
 
 from pyseccomp.actions import Arg, Op
@@ -23,6 +24,8 @@ _ALL: Final = (1 << 64) - 1
 _LOW: Final = (1 << 32) - 1
 _CLASS: Final = {Op.EQ: 3, Op.NE: 3, Op.MASKED_EQ: 3, Op.LT: 2, Op.LE: 2, Op.GT: 1, Op.GE: 1}
 _TEST: Final = {Op.EQ: Op.EQ, Op.NE: Op.EQ, Op.MASKED_EQ: Op.MASKED_EQ, Op.LT: Op.GE, Op.GE: Op.GE, Op.LE: Op.GT, Op.GT: Op.GT}
+_FEW: Final = 6
+"""Steps of which all parts are quickly looked up."""
 _IF_FALSE: Final = (Op.NE, Op.LT, Op.LE)
 
 Path = tuple["_Step", ...]
@@ -72,14 +75,15 @@ def _steps(arg: Arg, wide: bool) -> Iterator[_Step]:
 class CallRules:
     """The rules of one call on one architecture; through a multiplexer no rule is without a comparison."""
 
-    __slots__ = ("_always", "_held", "_level", "_multiplexed", "_wide")
+    __slots__ = ("_always", "_asking", "_held", "_level", "_multiplexed", "_wide")
 
     def __init__(self, wide: bool, multiplexed: bool = False) -> None:
         self._wide = wide
         self._multiplexed = multiplexed
         self._always: int | None = None
         self._held: dict[Path, tuple[int, tuple[Arg, ...]]] = {}
-        self._level: list[_Node] = []
+        self._asking: dict[_Step, dict[Path, None]] = {}  # the held paths that have a step
+        self._level: list[_Node] | None = []
 
     def check(self, action: int, args: Sequence[Arg]) -> None:
         """Raise ConflictError if :meth:`add` could not take the rule."""
@@ -89,8 +93,8 @@ class CallRules:
             if self._multiplexed and any(other != action for other in (*alone, *(other for other, _ in self._held.values()))):
                 raise ConflictError
         elif self._always is None and (path in self._held or not self._hidden(path)):
-            for held, (other, _) in self._held.items():
-                if held[: len(path)] == path and other != action:
+            for held in self._asking.get(path[0], ()):
+                if held[: len(path)] == path and self._held[held][0] != action:
                     raise ConflictError
 
     def add(self, action: int, args: Sequence[Arg]) -> None:
@@ -101,27 +105,29 @@ class CallRules:
         if not path:
             self._always = action
             self._held.clear()
-            self._level = []
+            self._asking.clear()
             return
-        wider = self._wider(action, path)
-        for held in wider:
+        for held in self._wider(action, path):
             del self._held[held]
-        if wider:
-            self._level = []
-            for held, rule in self._held.items():
-                _put(self._level, held, rule)
-        self._held[path] = rule = action, tuple(args)
-        _put(self._level, path, rule)
+            for step in held:
+                del self._asking[step][held]
+        self._held[path] = action, tuple(args)
+        for step in path:
+            self._asking.setdefault(step, {})[path] = None
+        self._level = None
 
     def _hidden(self, path: Path) -> bool:
         """Whether a rule that is there asks nothing more: it is tried before this one."""
+        if len(path) <= _FEW:
+            return any(part in self._held for size in range(1, len(path) + 1) for part in combinations(path, size))
         asked = set(path)
         return any(asked.issuperset(held) for held in self._held)
 
     def _wider(self, action: int, path: Path) -> list[Path]:
         """The rules that this one makes needless: the same action, and they ask more."""
         asked = set(path)
-        return [held for held, (other, _) in self._held.items() if other == action and asked.issubset(held)]
+        asking = min((self._asking.get(step, {}) for step in path), key=len)
+        return [held for held in asking if self._held[held][0] == action and asked.issubset(held)]
 
     def _path(self, args: Sequence[Arg]) -> Path:
         return tuple(step for arg in sorted(args, key=lambda arg: arg.index) for step in _steps(arg, self._wide))
@@ -130,8 +136,12 @@ class CallRules:
         """The rules (action, comparisons) in the order in which they are tried."""
         if self._always is not None:
             yield self._always, ()
-        else:
-            yield from _walk(self._level)
+            return
+        if self._level is None:
+            self._level = []
+            for path, rule in self._held.items():
+                _put(self._level, path, rule)
+        yield from _walk(self._level)
 
 
 def _put(level: list[_Node], path: Path, rule: tuple[int, tuple[Arg, ...]]) -> None:

@@ -27,12 +27,14 @@ from pyseccomp import actions, syscalls
 from pyseccomp.actions import Action, Arg, Op
 from pyseccomp.compat_rules import CallRules, ConflictError
 from pyseccomp.equivalence import difference
-from pyseccomp.errors import PolicyError, UnknownSyscallError
+from pyseccomp.errors import PolicyError, ProgramError, UnknownSyscallError
 from pyseccomp.policy import Policy
 from pyseccomp.syscalls import IDS, Arch, ArchLike
 
 MAX_SIZE: Final = 16 << 20
 _CHUNK: Final = 1 << 16
+_MAX_ORDERED: Final = 2048
+"""Rules whose order is looked at, each counted for each architecture; a program holds hardly more."""
 _WORD: Final = (1 << 64) - 1
 _LOW: Final = (1 << 32) - 1
 _ACTIONS: Final = {
@@ -503,12 +505,19 @@ def _add(reader: _Reader, policy: Policy, found: list[_Resolved], strict: bool) 
         known.append((rule, calls))
     special = (_mixed(known) - whole) | _asking_nothing(known)
     ordered = _in_order(reader, policy, special, known) if special else policy
-    if special and difference(ordered, _strictest(_same_kind(policy), special, known, whole)) is not None:
+    if special and not _surely_same(ordered, _strictest(_same_kind(policy), special, known, whole)):
         policy.priority = "first"
         policy._take(ordered)
         known = [(rule, [call for call in calls if call not in special]) for rule, calls in known]
     _strictest(policy, None, known, whole)
     policy.ignored = tuple(ignored)
+
+
+def _surely_same(one: Policy, other: Policy) -> bool:
+    try:
+        return difference(one, other) is None
+    except (PolicyError, ProgramError):  # one is too large, which whoever compiles it is told
+        return False
 
 
 def _same_kind(policy: Policy) -> Policy:
@@ -532,12 +541,21 @@ def _in_order(reader: _Reader, policy: Policy, calls: set[int], known: list[tupl
     """The rules of these calls in the order in which libseccomp tries them, for each architecture."""
     found = _same_kind(policy)
     found.priority = "first"
-    for call in sorted(calls):
+    by_call: dict[int, list[_Resolved]] = {call: [] for call in sorted(calls)}
+    for rule, named in known:
+        for call in calls.intersection(named):
+            by_call[call].append(rule)
+    left = _MAX_ORDERED
+    for call, rules in by_call.items():
         name = syscalls.name_of(call)
         for arch in policy.arches:
-            if name in syscalls.ids_of((arch,), policy.multiplexed == "closed"):
-                for word, args in _order(reader, name, arch, [rule for rule, named in known if call in named]):
-                    found.add(word, name, *args, arch=arch)
+            if name not in syscalls.ids_of((arch,), policy.multiplexed == "closed"):
+                continue
+            left -= sum(len(rule[3]) for rule in rules)
+            if left < 0:
+                reader.fail(rules[-1][0], f"{name}: more than {_MAX_ORDERED} rules with comparisons, of different actions for a call")
+            for word, args in _order(reader, name, arch, rules):
+                found.add(word, name, *args, arch=arch)
     return found
 
 

@@ -42,7 +42,8 @@ def dump(policy: Policy) -> dict[str, Any]:
     for low_words, overlap in _ways(policy):
         try:
             profile = _profile(policy, low_words, _rules(policy, low_words, overlap))
-            other = None if _says_the_same(policy, low_words) else _read_again(policy, profile)
+            same = overlap == "any" and _says_the_same(policy, low_words)
+            other = None if same else _read_again(policy, profile)
         except PolicyError as error:
             problem = problem or str(error)
         else:
@@ -59,8 +60,9 @@ _Overlap = Literal["any", "same action", "none"]
 def _ways(policy: Policy) -> Iterator[tuple[bool, _Overlap]]:
     """Whether 32-bit ABIs compare low words only, and what may overlap, in the order of trying."""
     wide = all(arch.wide for arch in policy.arches)
-    overlaps: tuple[_Overlap, ...] = ("any", "same action", "none") if policy.priority == "restrictive" else ("none", "same action", "any")
     for low_words in (True,) if wide else (policy.low_words, not policy.low_words):
+        as_written = policy.priority == "restrictive" or _says_the_same(policy, low_words)
+        overlaps: tuple[_Overlap, ...] = ("any", "same action", "none") if as_written else ("none", "same action", "any")
         for overlap in overlaps:
             yield low_words, overlap
 
