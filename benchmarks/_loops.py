@@ -196,6 +196,8 @@ def _compute() -> None:
 
 def main() -> None:
     serve = LOOPS[sys.argv[1]]()
+    if "PYSECCOMP_SWITCH_INTERVAL" in os.environ:
+        sys.setswitchinterval(float(os.environ["PYSECCOMP_SWITCH_INTERVAL"]))
     if sys.argv[2] == "busy":
         threading.Thread(target=_compute, daemon=True).start()
     sock = socket.socket(fileno=0)

@@ -4,7 +4,7 @@
     python benchmarks/bench_notify.py --compare [FOLDER]    everything, as a table, JSON and SVG in FOLDER (default: .)
 
 Every measurement is a pair: the floor with SYNC_WAKE_UP and the loop in question, on fresh targets, in turns; ratios
-are medians over the pairs, with quartiles. PYSECCOMP_PAIRS (25) and PYSECCOMP_ROUND_MS (25) scale a run. What is in
+are medians over the pairs, with quartiles. PYSECCOMP_SWITCH_INTERVAL is sys.setswitchinterval()'s for the Python loops. PYSECCOMP_PAIRS (25) and PYSECCOMP_ROUND_MS (25) scale a run. What is in
 FOLDER/notify.json is not measured again: a comparison, which takes some ten minutes, may be broken off and go on later.
 PyPI's rivals are installed into a temporary folder with pip; what is missing is listed as missing.
 """
