@@ -477,10 +477,14 @@ static void await_end_of_server(const struct psc_gate *gate)
 	psc_sys(SYS_close, p.fd);
 }
 
+/* An exec of the manager ends its threads before it parts from the table of descriptors: until
+ * then what is closed in it is closed in the new program. */
 static void keep_only(struct pollfd *fds, size_t n)
 {
 	unsigned int from = 0;
 
+	if (psc_sys(SYS_unshare, CLONE_FILES) < 0)
+		return;
 	for (;;) {
 		unsigned int next = UINT32_MAX;
 

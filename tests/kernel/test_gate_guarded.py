@@ -7,6 +7,7 @@ import os
 import random
 import select
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 import pyseccomp as ps
 from attaching import DENIED, ask, deny_getppid, filter_counts, may_suspend, notify_getppid, rounds, wait_until
-from harness import SLOW, ChildFailed, Victim, build_victim, in_child, victim
+from harness import DEADLINE, SLOW, ChildFailed, Victim, build_victim, in_child, victim
 from test_guardian import dies, managing
 
 
@@ -230,6 +231,18 @@ def test_who_gated_itself_and_executes_a_program_is_filtered_in_it() -> None:
     with victim(sys.executable, "-c", code, str(DENIED), build_victim("idle")) as target:
         wait_until(lambda: ask(target)["probe"] == DENIED, "it is in force")
         assert [ask(target)["probe"] for _ in range(3)] == [DENIED] * 3
+
+
+def test_who_gated_itself_and_executes_a_program_passes_on_its_descriptors() -> None:
+    """Whoever keeps the gate once closed them, on a busy machine, before the exec had made a table of its own."""
+    code = (
+        "import errno, os\nimport pyseccomp as ps\np = ps.Policy(ps.ALLOW)\np.add(ps.ERRNO(errno.EPERM), 'getppid')\n"
+        "f = ps.Filter(p)\nf.attach(mode='gate', active=False, on_supervisor_death='allow')\nos.execv('/bin/echo', ['echo', 'here'])"
+    )
+    with victim(build_victim("busy"), "6"):
+        for _ in range(rounds(8)):
+            found = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=DEADLINE)
+            assert (found.returncode, found.stdout) == (0, b"here\n")
 
 
 def test_a_gate_that_waits_for_a_call_can_have_a_deadline() -> None:
