@@ -60,6 +60,9 @@ def cgroup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
             subprocess.run(["umount", str(mine)], check=True)
 
 
+v2_alone = pytest.mark.parametrize("cgroup", ["cgroup2"], indirect=True)
+
+
 def processes(cgroup: Path) -> list[int]:
     """Who is in a cgroup, zombies left out; not in those below it. A threaded one has none of its own."""
     found: list[int] = []
@@ -172,10 +175,9 @@ def test_who_is_moved_in_meanwhile_is_filtered_or_not_but_who_was_there_is(cgrou
         assert {one.pid for one in again.results} == {one.pid for one in there + others}
 
 
+@v2_alone
 def test_a_frozen_cgroup_is_refused_at_once_and_unchanged(cgroup: Path) -> None:
     """An injected call would not be made before it is thawed, with everybody held until then."""
-    if not (cgroup / "cgroup.freeze").exists():
-        pytest.skip("kernel lacks a freezer in this hierarchy")
     with within(cgroup, "family", "2", "1", "1") as root, ps.Filter(deny_getppid()) as f:
         (cgroup / "cgroup.freeze").write_text("1")
         try:
@@ -276,12 +278,10 @@ def test_an_empty_cgroup_and_one_that_was_removed_are_refused(cgroup: Path) -> N
     assert descriptors() == before
 
 
+@v2_alone
 def test_a_threaded_cgroup_is_reached_by_the_domain_above_it(cgroup: Path) -> None:
     (cgroup / "threaded").mkdir()
-    try:
-        (cgroup / "threaded" / "cgroup.type").write_text("threaded")
-    except OSError:
-        pytest.skip("kernel lacks threaded cgroups in this hierarchy")
+    (cgroup / "threaded" / "cgroup.type").write_text("threaded")
     with within(cgroup, "idle", "2") as subject, ps.Filter(deny_getppid()) as f:
         tid = max(int(t) for t in os.listdir(f"/proc/{subject.pid}/task"))
         (cgroup / "threaded" / "cgroup.threads").write_text(str(tid))
