@@ -4,8 +4,8 @@
     python benchmarks/bench_notify.py --compare [FOLDER]    everything, as a table, JSON and SVG in FOLDER (default: .)
 
 Every measurement is a pair: the floor with SYNC_WAKE_UP and the loop in question, on fresh targets, in turns; ratios
-are medians over the pairs, with quartiles. PYSECCOMP_SWITCH_INTERVAL is sys.setswitchinterval()'s for the Python loops. PYSECCOMP_PAIRS (25) and PYSECCOMP_ROUND_MS (25) scale a run. What is in
-FOLDER/notify.json is not measured again: a comparison, which takes some ten minutes, may be broken off and go on later.
+are medians over the pairs, with quartiles. PYSECCOMP_PAIRS (25) and PYSECCOMP_ROUND_MS (25) scale a run, and
+PYSECCOMP_SWITCH_INTERVAL is sys.setswitchinterval()'s for the loops in Python. What is in FOLDER/notify.json is not measured again: a comparison, which takes some ten minutes, may be broken off and go on later.
 PyPI's rivals are installed into a temporary folder with pip; what is missing is listed as missing.
 """
 
@@ -263,7 +263,7 @@ def cases() -> list[tuple[str, str, bool, int]]:
         (load, name, sync, targets)
         for load in ("idle", "busy")
         for name, sync in loops
-        for targets in (TARGETS if load == "idle" or name != "floor" else ())
+        for targets in (TARGETS if load == "idle" or name in OURS else (1,) if name in THEIRS else ())
     ]
     return sorted(all_cases, key=lambda case: (case[3] > 1) + (case[3] > 1 and (case[0] == "busy" or case[1] not in OURS[:3])))
 
