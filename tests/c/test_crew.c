@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "check.h"
 #include "psc.h"
+#include "reaper.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -122,6 +123,7 @@ static void serve(long targets, bool stop, bool *ret_helped)
 	struct psc_event event;
 	struct watch w = { .stop = stop };
 	pid_t pid = start(targets);
+	struct reaper reaper;
 	pthread_t thread;
 	int r, status, signal = psc_wake_signal_install();
 
@@ -131,6 +133,7 @@ static void serve(long targets, bool stop, bool *ret_helped)
 	CHECK(psc_crew_new(w.inbox, table, stats, 2, &w.crew) == 0);
 	psc_inbox_begin(w.inbox, &event);
 	CHECK(pthread_create(&thread, NULL, watch, &w) == 0);
+	reaper_start(&reaper, pid);
 	while ((r = psc_serve_with(w.crew, &event)) == -EINTR)
 		;
 	CHECK(r == (stop ? -ECANCELED : -ESHUTDOWN));
@@ -142,7 +145,8 @@ static void serve(long targets, bool stop, bool *ret_helped)
 	if (stop)
 		CHECK(kill(pid, SIGKILL) == 0);
 	close(shared->listener);
-	CHECK(waitpid(pid, &status, 0) == pid && (stop || status == 0));
+	status = reaper_end(&reaper);
+	CHECK(stop || status == 0);
 	if (!stop)
 		CHECK(totals.answered[PSC_VALUE] == shared->calls && totals.gone == 0);
 	*ret_helped = w.helped;
@@ -182,7 +186,5 @@ int main(void)
 	serve(TARGETS, false, &helped);
 	CHECK(helped || CPU_COUNT(&allowed) == 1);
 	serve(TARGETS, true, &helped);
-	while (wait(NULL) > 0)
-		;
 	return 0;
 }

@@ -3,6 +3,7 @@
 #include "check.h"
 #include "memory.h"
 #include "psc.h"
+#include "reaper.h"
 
 #include <errno.h>
 #include <linux/sched.h>
@@ -203,10 +204,11 @@ static pid_t start(void (*scenario)(void), int *ret_listener)
 static void watch(void (*scenario)(void), int old_tasks)
 {
 	union psc_notif n;
-	int listener, tasks = 0, news = 0, status;
-	pid_t pid = start(scenario, &listener);
+	int listener, tasks = 0, news = 0;
+	struct reaper reaper;
 	long calls = 0;
 
+	reaper_start(&reaper, start(scenario, &listener));
 	while (psc_notify_receive(listener, &n) == 0) {
 		char text[8] = "";
 		bool told = false, is_new;
@@ -224,9 +226,7 @@ static void watch(void (*scenario)(void), int old_tasks)
 		CHECK(psc_notify_value(listener, n.n.id, told ? GO_ON : 0) == 0);
 	}
 	CHECK(tasks == old_tasks && news == 1);
-	CHECK(waitpid(pid, &status, 0) == pid);
-	while (waitpid(-1, &status, __WALL) > 0) /* what its death left to us */
-		;
+	(void)reaper_end(&reaper); /* of what its death left to us, too */
 	close(listener);
 }
 

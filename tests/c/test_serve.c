@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "check.h"
 #include "psc.h"
+#include "reaper.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -89,20 +90,6 @@ static pid_t start(int (*calls)(void), int *ret_listener)
 	return pid;
 }
 
-static int clean(pid_t pid)
-{
-	int status;
-
-	return waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-
-/* Before Linux 6.11 a listener ends when its tasks are reaped, not when they exit. */
-static void *reap(void *pid)
-{
-	CHECK(clean(*(pid_t *)pid));
-	return NULL;
-}
-
 static struct psc_inbox *inbox_of(int listener)
 {
 	int signal = psc_wake_signal_install();
@@ -151,12 +138,12 @@ static void a_table_the_caller_and_a_ring(void)
 	struct psc_ring *ring;
 	struct psc_event event;
 	struct psc_inbox *inbox;
-	pthread_t reaper;
+	struct reaper reaper;
 	int listener, r, held = 0;
 	pid_t pid = start(all_kinds, &listener);
 
 	inbox = inbox_of(listener);
-	CHECK(pthread_create(&reaper, NULL, reap, &pid) == 0);
+	reaper_start(&reaper, pid);
 	CHECK(psc_stats_new(&stats) == 0 && psc_ring_new(3 * CALLS, &ring) == 0);
 	psc_stats_keep_records(stats, ring);
 	psc_inbox_begin(inbox, &event);
@@ -173,7 +160,7 @@ static void a_table_the_caller_and_a_ring(void)
 	}
 	CHECK(r == -ESHUTDOWN);
 	psc_inbox_end(inbox);
-	CHECK(pthread_join(reaper, NULL) == 0 && held == CALLS);
+	CHECK(reaper_end(&reaper) == 0 && held == CALLS);
 	psc_stats_sum(stats, &totals);
 	CHECK(totals.answered[PSC_VALUE] == 2 * CALLS && totals.answered[PSC_ERROR] == CALLS);
 	CHECK(totals.pending == 0 && totals.gone == 0);
