@@ -184,7 +184,8 @@ int main(void)
 	serve(1, false, &helped);
 	CHECK(!helped);
 	serve(TARGETS, false, &helped);
-	CHECK(helped || CPU_COUNT(&allowed) == 1);
+	/* Where 64 calls take longer than two slices, as on an emulated machine, nothing is tried. */
+	CHECK(helped || CPU_COUNT(&allowed) == 1 || shared->calls < 20000);
 	serve(TARGETS, true, &helped);
 	return 0;
 }
