@@ -50,6 +50,8 @@ struct psc_park {
 	struct sock_fprog program;
 	uint32_t flags;
 	int no_new_privs;
+	int64_t deadline;
+	bool kill;
 	unsigned int slot;
 	int channel; /* ours, and the same number in the private table */
 	pid_t owner;
@@ -131,14 +133,24 @@ static long apply(struct psc_park *park)
 
 static bool wait_for_turn(struct psc_park *park)
 {
+	const struct timespec due = { park->deadline / 1000000000, park->deadline % 1000000000 };
+	const struct timespec *limit = park->deadline < 0 ? NULL : &due;
+
 	for (;;) {
 		uint32_t stamp = psc_page_stamp(park->page);
+		long r;
 
 		if (park->canceled)
 			return false;
 		if (psc_page_state(park->page, park->slot) == PSC_GATE_ACTIVE)
 			return true;
-		raw(SYS_futex, (long)psc_page_bell(park->page), FUTEX_WAIT, stamp, 0);
+		r = psc_raw_syscall(SYS_futex, (long)psc_page_bell(park->page), FUTEX_WAIT_BITSET, stamp, (long)limit, 0,
+				    (long)FUTEX_BITSET_MATCH_ANY);
+		if (r != -ETIMEDOUT)
+			continue;
+		if (park->kill)
+			raw(SYS_kill, park->owner, SIGKILL, 0, 0);
+		return true;
 	}
 }
 
@@ -255,13 +267,13 @@ static void after_fork(void)
 }
 
 /* Threads are not inherited. A child that cannot park again would be unfiltered for
- * ever without anybody's knowledge: it ends. */
+ * ever without anybody's knowledge: it ends. With a deadline it need not be announced. */
 static void in_child(void)
 {
 	for (struct psc_park *park = parks; park; park = park->next) {
 		bool was_parked = park->tid != 0 && !park->canceled;
 
-		if (was_parked && (start(park) < 0 || announce(park) < 0))
+		if (was_parked && (start(park) < 0 || (announce(park) < 0 && park->deadline < 0)))
 			raw(SYS_kill, getpid(), SIGKILL, 0, 0);
 	}
 	pthread_mutex_unlock(&lock);
@@ -306,6 +318,8 @@ int psc_park_start(const struct psc_park_options *options, struct psc_park **ret
 	park->program = (struct sock_fprog){ (unsigned short)options->len, park->insns };
 	park->flags = options->flags | SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
 	park->no_new_privs = options->no_new_privs;
+	park->deadline = options->deadline;
+	park->kill = options->kill;
 	park->slot = options->slot;
 	pthread_mutex_lock(&lock);
 	r = start(park);

@@ -1245,6 +1245,8 @@ struct psc_park_options {
 	size_t len;
 	uint32_t flags;	  /* SECCOMP_FILTER_FLAG_*, besides TSYNC */
 	int no_new_privs; /* as psc_install() */
+	int64_t deadline; /* CLOCK_MONOTONIC, ns; whoever lives by then. -1: none */
+	bool kill;	  /* at the deadline: the process, instead of the filter */
 };
 
 struct psc_park;

@@ -258,7 +258,9 @@ class Page:
 
 @final
 class Park:
-    def __init__(self, fd: int, channel: int, slot: int, program: Buffer, flags: int, no_new_privs: int) -> None: ...
+    def __init__(
+        self, fd: int, channel: int, slot: int, program: Buffer, flags: int, no_new_privs: int, deadline: int, kill: bool
+    ) -> None: ...
     @property
     def state(self) -> int: ...
     @property

@@ -1585,13 +1585,17 @@ cdef class Park:
 
     cdef cpsc.psc_park *park
 
-    def __init__(self, int fd, int channel, unsigned int slot, const uint8_t[::1] program, uint32_t flags, int no_new_privs):
+    def __init__(
+        self, int fd, int channel, unsigned int slot, const uint8_t[::1] program, uint32_t flags, int no_new_privs, int64_t deadline,
+        bint kill
+    ):
         cdef size_t n = 0
         cdef cpsc.psc_park_options options
         options.fd, options.channel, options.slot = fd, channel, slot
         options.insns = _insns(program, &n)
         options.len = n
         options.flags, options.no_new_privs = flags, no_new_privs
+        options.deadline, options.kill = deadline, kill
         _os_check(cpsc.psc_park_start(&options, &self.park))
 
     @property

@@ -410,6 +410,8 @@ cdef extern from "psc.h" nogil:
         size_t len
         uint32_t flags
         int no_new_privs
+        int64_t deadline
+        bint kill
     int psc_park_start(const psc_park_options *options, psc_park **ret_park)
     int psc_park_state_of(const psc_park *park)
     int psc_park_result(const psc_park *park)

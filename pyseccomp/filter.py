@@ -494,6 +494,11 @@ class Filter(Owned, Receiver):
         self._check_open("attach")
         if activate_on in TRIGGERS and not active:
             raise ValueError("attach: activate_on= says when it becomes active; leave active=False out")
+        if mode == "park" and (activate_on is not None or answer is not None):
+            option = "activate_on=" if activate_on is not None else "on_supervisor_death="
+            raise UnsupportedError(
+                errno.EOPNOTSUPP, f"attach: {option} is not for mode='park', where nobody but a thread of the target waits; use mode='gate'"
+            )
         if mode == "gate" or activate_on not in (None, *TRIGGERS):
             if answer is not None and answer.kind == 0:
                 raise UnsupportedError(
@@ -505,8 +510,8 @@ class Filter(Owned, Receiver):
                 target, pidfd, active, threads, no_new_privs, activate_on, timeout, answer, deadline, on_deadline
             )
         pid, fd = open_target(target, pidfd)
-        if mode == "park" or (mode == "auto" and not active and pid == os.getpid()):
-            return self._attach_parked(pid, fd, active, threads, no_new_privs, timeout)
+        if mode == "park" or (mode == "auto" and not active and answer is None and pid == os.getpid()):
+            return self._attach_parked(pid, fd, active, threads, no_new_privs, timeout, deadline, on_deadline)
         kind = Attachment if activate_on is None else TRIGGERS[activate_on]
         try:
             attachment = kind(self, pid, fd, threads, no_new_privs, timeout)
@@ -559,8 +564,11 @@ class Filter(Owned, Receiver):
         threads: Literal["all", "one"],
         no_new_privs: bool | Literal["auto"],
         timeout: float,
+        deadline: float | None,
+        on_deadline: Literal["activate", "kill"],
     ) -> Attachment:
         attachment = park.ParkedHere(self, pid, fd, threads, no_new_privs, timeout)
+        attachment.on_deadline, attachment._ends = on_deadline, _moment(deadline)
         try:
             if pid != os.getpid():
                 raise UnsupportedError(

@@ -82,6 +82,9 @@ class ParkedHere(Attachment):
     nothing of it can be undone. Neither exec nor vfork carries it on; a fork() of the C library's (os.fork, multiprocessing)
     parks the child, which is killed if that fails. ``result`` stays None: the kernel's truth is what :meth:`query` tells.
 
+    With ``deadline=`` the waiting thread puts it in force by itself then, or with ``on_deadline="kill"`` ends the process, whether its
+    creator lives or not; children that fork() parks have the same moment.
+
     A thread more is in the process: calls that only a process of one thread may make (unshare of a user namespace) fail.
     """
 
@@ -115,7 +118,16 @@ class ParkedHere(Attachment):
         self.mode = "park"
         self._slot_parked = ticket.slot
         try:
-            self._park = _core.Park(filter._memfd, ticket.channel, ticket.slot, bytes(program), flags, mode)
+            self._park = _core.Park(
+                filter._memfd,
+                ticket.channel,
+                ticket.slot,
+                bytes(program),
+                flags,
+                mode,
+                -1 if self._ends is None else int(self._ends * 1e9),
+                self.on_deadline == "kill",
+            )
         except OSError as error:
             raise AttachError(error.errno or 0, f"park: {error.strerror}; nothing waits") from None
 

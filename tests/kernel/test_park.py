@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attaching import wait_until
 from harness import DEADLINE, descriptors, in_child
 
 import pyseccomp as ps
@@ -51,7 +52,7 @@ def getpgid() -> int:
 class Target:
     """A forked process that receives a filter, parks, and does what it is told by function names."""
 
-    def __init__(self, body: Callable[[ps.Attachment, socket.socket], Any]) -> None:
+    def __init__(self, body: Callable[[ps.Attachment, socket.socket], Any], **options: Any) -> None:
         self.sock, theirs = socket.socketpair()
         self.sock.settimeout(DEADLINE)
         self.pid = os.fork()
@@ -62,7 +63,7 @@ class Target:
                 theirs.settimeout(DEADLINE)
                 filter = ps.Filter.recv(theirs)
                 try:
-                    attachment = filter.attach(active=False)
+                    attachment = filter.attach(active=False, **options)
                 except ps.SeccompError as error:
                     theirs.send(f"refused {error}".encode())
                 else:
@@ -107,8 +108,10 @@ def answer(attachment: ps.Attachment, sock: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def parked(policy: ps.Policy, body: Callable[[ps.Attachment, socket.socket], Any] = answer) -> Iterator[tuple[ps.Filter, Target, Parked]]:
-    target = Target(body)
+def parked(
+    policy: ps.Policy, body: Callable[[ps.Attachment, socket.socket], Any] = answer, **options: Any
+) -> Iterator[tuple[ps.Filter, Target, Parked]]:
+    target = Target(body, **options)
     try:
         with ps.Filter(policy) as f:
             f.send(target.sock)
@@ -297,6 +300,53 @@ def test_diverged_threads_and_programs_without_an_end_are_refused() -> None:
     assert "does not let a thread end" in run(denying("exit"), plain)
 
 
+def test_a_deadline_puts_it_in_force_and_the_creator_hears_of_it() -> None:
+    with parked(denying(action=ps.NOTIFY), deadline=0.3) as (f, target, attachment):
+        assert attachment.query().state == "inactive"
+        wait_until(lambda: attachment.query().state == "active", "the deadline has come")
+        assert target.ask("state") == "active"
+        target.sock.send(b"call")
+        f.receive(DEADLINE).deny(errno.EXDEV)
+        assert target.sock.recv(200) == str(errno.EXDEV).encode()
+
+
+@pytest.mark.parametrize("activated", [False, True])
+def test_a_deadline_kills_what_is_inactive_then(activated: bool) -> None:
+    with parked(denying(), deadline=0.3, on_deadline="kill") as (_, target, attachment):
+        if activated:
+            attachment.activate()
+            time.sleep(0.4)  # the deadline itself
+            assert target.ask() == str(errno.EXDEV)
+        else:
+            assert target.wait() == -signal.SIGKILL
+
+
+def test_a_deadline_holds_though_the_creator_is_dead_and_for_forked_children() -> None:
+    def fork_and_tell(attachment: ps.Attachment, sock: socket.socket) -> None:
+        sock.recv(20)
+        child = os.fork()
+        wait_until(lambda: getpgid() != 0, "the deadline has come")
+        if child == 0:
+            os._exit(getpgid())
+        sock.send(f"{getpgid()} {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}".encode())
+
+    target = Target(fork_and_tell, deadline=0.5)
+    creator = os.fork()
+    if creator == 0:
+        with contextlib.suppress(BaseException):
+            f = ps.Filter(denying())
+            f.send(target.sock)
+            signal.pause()
+        os._exit(1)
+    try:
+        assert target.sock.recv(200) == b"parked"
+        os.kill(creator, signal.SIGKILL)
+        os.waitpid(creator, 0)
+        assert target.ask("fork") == f"{errno.EXDEV} {errno.EXDEV}"
+    finally:
+        target.close()
+
+
 def test_wrong_uses_are_refused() -> None:
     def child() -> None:
         with ps.Filter(denying()) as f:
@@ -304,6 +354,9 @@ def test_wrong_uses_are_refused() -> None:
                 f.attach(os.getppid(), mode="park", active=False)
             with pytest.raises(ValueError, match="active=False"):
                 f.attach(mode="park")
+            for option in ({"activate_on": "listen"}, {"activate_on": "exec"}, {"active": False, "on_supervisor_death": "allow"}):
+                with pytest.raises(ps.UnsupportedError, match="not for mode='park'"):
+                    f.attach(mode="park", **option)
             with pytest.raises(ps.NotPermittedError, match="cannot be reached"):
                 f.attach(active=False)
             with pytest.raises(ps.AttachTimeoutError, match="0 of 1"):
