@@ -58,7 +58,11 @@ def resolve_trigger(activate_on: object) -> list[tuple[int, int]]:
     ValueError for a call that never comes or after which nothing comes.
     """
     if not isinstance(activate_on, str) or activate_on in _ELSEWHERE:
-        raise UnsupportedError(errno.EOPNOTSUPP, f"attach: activate_on={activate_on!r}: only the name of a system call is taken here")
+        raise UnsupportedError(
+            errno.EOPNOTSUPP,
+            f"attach: activate_on={activate_on!r}: a gate is activated by the name of a call ('execve'); for 'exec', 'fork' and 'fork-all' "
+            "leave mode='gate' out",
+        )
     if activate_on in _VDSO:
         raise ValueError(
             f"attach: activate_on={activate_on!r} can never fire: the vDSO answers it without a system call; name a call "
