@@ -429,7 +429,8 @@ class Filter(Owned, Receiver):
         :attr:`Attachment.result` tells. timeout: seconds within which every thread must have stopped.
 
         deadline: with active=False, or with activate_on= an event or (of a gate) a call, seconds after which the attachment is
-        activated, or the process killed, as on_deadline says; the death of this process is the deadline too. A process that can
+        activated, or the process killed, as on_deadline says; the death of this process is the deadline too (not so of what parked
+        itself: its own thread keeps the time, whoever lives). A process that can
         then not be filtered, for ``timeout`` seconds, is killed. on_supervisor_death: what calls that are notified get when this
         process is dead, those that it had received through this object among them: allow(), deny(errno) or kill(), which kills the
         target as well; hold(): they wait, received ones too, until another process of the same user calls :func:`reclaim` (takes
