@@ -35,7 +35,10 @@
 #include <sys/wait.h>
 
 #define STACK_SIZE (256 * 1024)
-#define MAX_TRIES_PERMISSION 10
+#define MAX_TRIES_PERMISSION 20
+/* Tries; after them whoever executes has lost its processor. */
+#define SOON 100
+#define SOON_PERMISSION 10
 
 int psc_job_stop_failed(struct psc_job *job, int error)
 {
@@ -327,11 +330,12 @@ static int attach(struct psc_job *job)
  * to be traced, or its leader as dead, for a moment: what lives is asked again. */
 bool psc_attach_was_passing(const struct psc_attach_options *options, const struct psc_attach_result *result, int tries)
 {
+	bool forbidden = result->refusal == PSC_REFUSED_PERMISSION;
 	struct pollfd exited = { .fd = options->pidfd, .events = POLLIN };
-	const struct timespec nap = { 0, 200000 };
+	const struct timespec nap = { 0, tries < (forbidden ? SOON_PERMISSION : SOON) ? 200000 : 5000000 };
 
-	if (result->refusal != PSC_REFUSED_GONE && result->refusal != PSC_REFUSED_NO_ROOM &&
-	    (result->refusal != PSC_REFUSED_PERMISSION || tries > MAX_TRIES_PERMISSION))
+	if (forbidden ? tries > MAX_TRIES_PERMISSION
+		      : result->refusal != PSC_REFUSED_GONE && result->refusal != PSC_REFUSED_NO_ROOM)
 		return false;
 	if (poll(&exited, 1, 0) != 0)
 		return false;

@@ -6,7 +6,7 @@
 #include "tracee.h"
 
 #define PSC_PAGE 4096
-#define PSC_MAX_TRIES 100
+#define PSC_MAX_TRIES 400
 
 /* What a program answers to the calls that follow the commit. */
 struct psc_verdicts {

@@ -129,7 +129,7 @@ static int seize_target(struct psc_trigger *trigger)
 	visit->deadline = psc_now_ns() + trigger->options.timeout_ns;
 	r = psc_visit_stop(visit);
 	psc_visit_stop_timer(visit);
-	if (r == 0 && visit->n == 0)
+	if (r == 0 && !psc_job_choose(&trigger->job))
 		r = -ESRCH;
 	if (r < 0) {
 		psc_visit_release(visit);

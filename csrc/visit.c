@@ -54,6 +54,32 @@ int psc_visit_add(struct psc_visit *visit, pid_t tid)
 	return 0;
 }
 
+/* Reaps a thread if it is dead. The kernel tells a tracer of stops whatever it is
+ * asked for (wait_task_stopped() in kernel/exit.c), and a stop that was told is
+ * not told again: so look first, and take only a death. */
+static bool reap_if_dead(pid_t tid)
+{
+	siginfo_t seen = { 0 };
+
+	if (psc_sys(SYS_waitid, P_PID, tid, &seen, WEXITED | WNOHANG | WNOWAIT | __WALL, 0) < 0 || seen.si_pid != tid)
+		return false;
+	if (seen.si_code != CLD_EXITED && seen.si_code != CLD_KILLED && seen.si_code != CLD_DUMPED)
+		return false;
+	return psc_sys(SYS_waitid, P_PID, tid, &seen, WEXITED | WNOHANG | __WALL, 0) == 0;
+}
+
+/* A thread that executes another program waits for its siblings to be reaped, and whoever
+ * is waited for here may wait for it: its first thread is told of by nobody before. */
+static void reap_others(struct psc_visit *visit, pid_t tid)
+{
+	for (size_t i = 0; i < visit->n; i++) {
+		struct psc_tracee *tracee = &visit->tracees[i];
+
+		if (tracee->tid != tid && tracee->state != PSC_TRACEE_DEAD && reap_if_dead(tracee->tid))
+			tracee->state = PSC_TRACEE_DEAD;
+	}
+}
+
 int psc_visit_wait(struct psc_visit *visit, pid_t tid, int *ret_status)
 {
 	/* With timers of our own a blocking wait is woken every few milliseconds
@@ -61,7 +87,7 @@ int psc_visit_wait(struct psc_visit *visit, pid_t tid, int *ret_status)
 	int flags = __WALL | __WNOTHREAD | (visit->own_signals ? 0 : WNOHANG);
 	const struct timespec nap = { 0, 50000 };
 
-	for (;;) {
+	for (unsigned int naps = 1;; naps++) {
 		long r = psc_sys(SYS_wait4, tid, ret_status, flags, 0);
 
 		if (r == tid)
@@ -74,6 +100,8 @@ int psc_visit_wait(struct psc_visit *visit, pid_t tid, int *ret_status)
 		}
 		if (r == 0)
 			psc_sys(SYS_nanosleep, &nap, 0);
+		if (r < 0 || naps % 100 == 0)
+			reap_others(visit, tid);
 	}
 }
 
@@ -152,13 +180,20 @@ static int seize(struct psc_visit *visit, pid_t tid)
 	return r == 0 ? 1 : seize_refused(visit, tid, (int)r);
 }
 
-static int seize_new(struct psc_visit *visit, pid_t tid)
+/* known: its number was that of a thread that is dead. A thread that executed another
+ * program has the first one's number from then on. */
+static int seize_new(struct psc_visit *visit, pid_t tid, struct psc_tracee *known)
 {
 	int r = seize(visit, tid);
 
 	if (r <= 0)
 		return r;
-	r = psc_visit_add(visit, tid);
+	if (known) {
+		*known = (struct psc_tracee){ .tid = tid, .filters = -1 };
+		visit->execed = true;
+	} else {
+		r = psc_visit_add(visit, tid);
+	}
 	if (r < 0) {
 		visit->blamed = tid;
 		return r;
@@ -177,12 +212,13 @@ static int seize_all_new(struct psc_visit *visit)
 	long n;
 
 	if (visit->only)
-		return psc_visit_find(visit, visit->only) ? 0 : seize_new(visit, visit->only);
+		return psc_visit_find(visit, visit->only) ? 0 : seize_new(visit, visit->only, NULL);
 	psc_sys(SYS_lseek, visit->tasks, 0, SEEK_SET);
 	while ((n = psc_sys(SYS_getdents64, visit->tasks, buffer, sizeof(buffer))) > 0) {
 		const struct dirent64 *entry;
 
 		for (long at = 0; at < n; at += entry->d_reclen) {
+			struct psc_tracee *known;
 			pid_t tid;
 			int r;
 
@@ -190,17 +226,18 @@ static int seize_all_new(struct psc_visit *visit)
 			tid = (pid_t)strtol(entry->d_name, NULL, 10);
 			if (tid <= 0)
 				continue;
-			if (cursor < visit->n && visit->tracees[cursor].tid == tid) {
-				cursor++;
+			if (cursor < visit->n && visit->tracees[cursor].tid == tid)
+				known = &visit->tracees[cursor++];
+			else
+				known = psc_visit_find(visit, tid);
+			if (known && known->state != PSC_TRACEE_DEAD)
 				continue;
-			}
-			if (psc_visit_find(visit, tid))
-				continue;
-			r = seize_new(visit, tid);
+			r = seize_new(visit, tid, known);
 			if (r < 0)
 				return r;
 			found += r;
-			cursor = visit->n;
+			if (!known)
+				cursor = visit->n;
 		}
 	}
 	return n < 0 ? (int)n : found;
@@ -302,33 +339,15 @@ static int stop_one(struct psc_visit *visit, size_t index)
 	return 0;
 }
 
-/* Reaps a thread if it is dead. The kernel tells a tracer of stops whatever it is
- * asked for (wait_task_stopped() in kernel/exit.c), and a stop that was told is
- * not told again: so look first, and take only a death. */
-static bool reap_if_dead(pid_t tid)
-{
-	siginfo_t seen = { 0 };
-
-	if (psc_sys(SYS_waitid, P_PID, tid, &seen, WEXITED | WNOHANG | WNOWAIT | __WALL, 0) < 0 || seen.si_pid != tid)
-		return false;
-	if (seen.si_code != CLD_EXITED && seen.si_code != CLD_KILLED && seen.si_code != CLD_DUMPED)
-		return false;
-	return psc_sys(SYS_waitid, P_PID, tid, &seen, WEXITED | WNOHANG | __WALL, 0) == 0;
-}
-
-/* A thread that executes another program waits for its siblings to be reaped,
- * and holds the lock that PTRACE_SEIZE takes: who waits in a seize of one thread
- * must be able to reap another. So a timer's signal breaks the wait and its
- * handler reaps the dead. */
+/* A thread that executes another program holds the lock that PTRACE_SEIZE takes, too: who
+ * waits in a seize of one thread must be able to reap another. So a timer's signal breaks
+ * the wait and its handler reaps the dead. */
 static void reap_while_seizing(int sig, siginfo_t *info, void *context)
 {
 	struct psc_visit *visit = info->si_value.sival_ptr;
 
-	if (!__atomic_load_n(&visit->seizing, __ATOMIC_RELAXED))
-		return;
-	for (size_t i = 0; i < visit->n; i++)
-		if (visit->tracees[i].state != PSC_TRACEE_DEAD && reap_if_dead(visit->tracees[i].tid))
-			visit->tracees[i].state = PSC_TRACEE_DEAD;
+	if (__atomic_load_n(&visit->seizing, __ATOMIC_RELAXED))
+		reap_others(visit, 0);
 }
 
 /* Blocking waits are woken every 5 ms. */
