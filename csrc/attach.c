@@ -276,28 +276,35 @@ static int filters_of(const struct psc_process_state *process, pid_t tid)
 	return -1;
 }
 
-/* What the kernel says now, thread by thread. The list moves from the injector's
- * mapping to memory of the caller's kind. */
+struct psc_thread_outcome *psc_outcomes_report(const struct psc_thread_outcome *mapped, size_t n, int pidfd)
+{
+	struct psc_thread_outcome *outcomes = calloc(n + 1, sizeof(*outcomes));
+	struct psc_process_state after = { 0 };
+
+	if (psc_query_process(0, pidfd, &after) < 0)
+		after = (struct psc_process_state){ 0 };
+	for (size_t i = 0; outcomes && i < n; i++) {
+		outcomes[i] = mapped[i];
+		outcomes[i].filters_after = filters_of(&after, mapped[i].tid);
+	}
+	psc_process_state_destroy(&after);
+	return outcomes;
+}
+
 static int report(struct psc_job *job)
 {
 	struct psc_attach_result *result = job->result;
 	struct psc_thread_outcome *mapped = result->threads;
-	struct psc_process_state after = { 0 };
 
-	result->threads = calloc(job->visit.n, sizeof(*mapped));
-	if (psc_query_process(0, job->options->pidfd, &after) < 0)
-		after = (struct psc_process_state){ 0 };
-	for (size_t i = 0; result->threads && i < result->n_threads; i++) {
-		result->threads[i] = mapped[i];
-		result->threads[i].filters_before = filters_of(&job->before, mapped[i].tid);
-		result->threads[i].filters_after = filters_of(&after, mapped[i].tid);
-	}
-	psc_process_state_destroy(&after);
+	result->threads = psc_outcomes_report(mapped, result->n_threads, job->options->pidfd);
 	munmap(mapped, job->visit.n * sizeof(*mapped));
-	if (result->threads)
-		return 0;
-	result->n_threads = 0;
-	return -ENOMEM;
+	if (!result->threads) {
+		result->n_threads = 0;
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < result->n_threads; i++)
+		result->threads[i].filters_before = filters_of(&job->before, result->threads[i].tid);
+	return 0;
 }
 
 static void clean_up(struct psc_job *job)

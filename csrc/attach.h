@@ -64,9 +64,14 @@ PSC_MUST_CHECK int psc_job_look(struct psc_job *job, pid_t tid, struct psc_task_
  * trial, see psc_tracee_try(). Nothing is changed but memory that psc_job_give_up()
  * gives back. Errors as psc_job_commit(). */
 PSC_MUST_CHECK int psc_job_check(struct psc_job *job);
+
 /* Will the listener of this thread come to us, and will there be a descriptor for it? */
 PSC_MUST_CHECK int psc_job_check_fetch(struct psc_job *job, pid_t tid);
 void psc_job_give_up(struct psc_job *job);
+
+/* In the manager: the injector's list of threads, in memory of the caller's kind, with
+ * what the kernel says of each now. NULL: no memory. */
+struct psc_thread_outcome *psc_outcomes_report(const struct psc_thread_outcome *mapped, size_t n, int pidfd);
 
 /* Which thread makes the call: the leader, whose fd table a pidfd reaches on every
  * kernel; any other if that one has exited. NULL: none is left. */

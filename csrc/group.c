@@ -436,14 +436,6 @@ static int work(void *arg)
 
 /* ------------------------------------------------------------------- manager */
 
-static int filters_of(const struct psc_process_state *process, pid_t tid)
-{
-	for (size_t i = 0; i < process->n_threads; i++)
-		if (process->threads[i].tid == tid)
-			return process->threads[i].filters;
-	return -1;
-}
-
 static enum psc_became became(const struct psc_member *member)
 {
 	if (member->filtered)
@@ -455,25 +447,14 @@ static enum psc_became became(const struct psc_member *member)
 	return member->result.refusal == PSC_REFUSED_GONE ? PSC_BECAME_GONE : PSC_BECAME_REFUSED;
 }
 
-/* The list of threads moves to memory of the caller's kind, with what the kernel says now. */
 static void report_member(const struct psc_member *member, struct psc_group_member *ret)
 {
-	struct psc_thread_outcome *mapped = member->result.threads;
-	struct psc_process_state after = { 0 };
-
 	*ret = (struct psc_group_member){ member->pid, member->pidfd, became(member), member->outcome, member->result };
-	if (!mapped)
+	if (!member->result.threads)
 		return;
-	ret->result.threads = calloc(member->result.n_threads + 1, sizeof(*mapped));
+	ret->result.threads = psc_outcomes_report(member->result.threads, member->result.n_threads, member->pidfd);
 	if (!ret->result.threads)
 		ret->result.n_threads = 0;
-	if (psc_query_process(0, member->pidfd, &after) < 0)
-		after = (struct psc_process_state){ 0 };
-	for (size_t i = 0; i < ret->result.n_threads; i++) {
-		ret->result.threads[i] = mapped[i];
-		ret->result.threads[i].filters_after = filters_of(&after, mapped[i].tid);
-	}
-	psc_process_state_destroy(&after);
 }
 
 static int report(struct psc_group *group, struct psc_group_result *ret)

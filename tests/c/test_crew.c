@@ -1,6 +1,7 @@
 /* A loop with helpers: called up where they pay, and every call answered once, whatever ends it. */
 #define _GNU_SOURCE
 #include "check.h"
+#include "notifying.h"
 #include "psc.h"
 #include "reaper.h"
 
@@ -28,20 +29,7 @@ static struct shared *shared;
 
 static int load(void)
 {
-	struct sock_filter *insns;
-	struct psc_policy *policy;
-	size_t len;
-	int fd;
-
-	CHECK(psc_policy_new(SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, PSC_PRIORITY_RESTRICTIVE, &policy) == 0);
-	CHECK(psc_policy_add_arch(policy, (enum psc_arch)psc_arch_native()) == 0);
-	CHECK(psc_policy_add(policy, SECCOMP_RET_USER_NOTIF, psc_syscall_id("getpgid"), NULL, 0) == 0);
-	CHECK(psc_policy_compile(policy, NULL, &insns, &len) == 0);
-	psc_policy_free(policy);
-	fd = psc_install(insns, len, SECCOMP_FILTER_FLAG_NEW_LISTENER, 1);
-	CHECK(fd >= 0);
-	free(insns);
-	return fd;
+	return load_notifying((const char *const[]){ "getpgid", NULL });
 }
 
 static _Noreturn void call_until_enough(void)

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "check.h"
 #include "memory.h"
+#include "notifying.h"
 #include "psc.h"
 #include "reaper.h"
 
@@ -154,20 +155,7 @@ static void number_is_used_again(void)
 
 static int load(void)
 {
-	struct sock_filter *insns;
-	struct psc_policy *policy;
-	size_t len;
-	int fd;
-
-	CHECK(psc_policy_new(SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, PSC_PRIORITY_RESTRICTIVE, &policy) == 0);
-	CHECK(psc_policy_add_arch(policy, (enum psc_arch)psc_arch_native()) == 0);
-	CHECK(psc_policy_add(policy, SECCOMP_RET_USER_NOTIF, psc_syscall_id("getpgid"), NULL, 0) == 0);
-	CHECK(psc_policy_compile(policy, NULL, &insns, &len) == 0);
-	psc_policy_free(policy);
-	fd = psc_install(insns, len, SECCOMP_FILTER_FLAG_NEW_LISTENER, 1);
-	CHECK(fd >= 0);
-	free(insns);
-	return fd;
+	return load_notifying((const char *const[]){ "getpgid", NULL });
 }
 
 /* The listener is in the child's table of descriptors, which is ours as well. */

@@ -1,6 +1,7 @@
 /* The loop, without Python: a real child under a real filter, answered by a table, by the caller, and counted. */
 #define _GNU_SOURCE
 #include "check.h"
+#include "notifying.h"
 #include "psc.h"
 #include "reaper.h"
 
@@ -21,25 +22,10 @@ enum { CALLS = 200 };
 
 static uint32_t arch;
 
-/* Notify of two calls that never fail and of openat; allow the rest. */
+/* Two calls that never fail, and openat. */
 static int load(void)
 {
-	static const char *const names[] = { "getppid", "getpgid", "openat" };
-	struct psc_policy *policy;
-	struct sock_filter *insns;
-	size_t len;
-	int fd;
-
-	CHECK(psc_policy_new(SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS, PSC_PRIORITY_RESTRICTIVE, &policy) == 0);
-	CHECK(psc_policy_add_arch(policy, (enum psc_arch)psc_arch_native()) == 0);
-	for (size_t i = 0; i < 3; i++)
-		CHECK(psc_policy_add(policy, SECCOMP_RET_USER_NOTIF, psc_syscall_id(names[i]), NULL, 0) == 0);
-	CHECK(psc_policy_compile(policy, NULL, &insns, &len) == 0);
-	psc_policy_free(policy);
-	fd = psc_install(insns, len, SECCOMP_FILTER_FLAG_NEW_LISTENER, 1);
-	CHECK(fd >= 0);
-	free(insns);
-	return fd;
+	return load_notifying((const char *const[]){ "getppid", "getpgid", "openat", NULL });
 }
 
 static void give_fd(int sock, int fd)
