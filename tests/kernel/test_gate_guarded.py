@@ -172,10 +172,8 @@ def no_getpgid() -> ps.Filter:
 
 
 def until_denied() -> int:
-    end = time.monotonic() + 20
-    while (said := calls()) == 0 and time.monotonic() < end:
-        time.sleep(0.001)
-    return said
+    wait_until(lambda: calls() != 0, "the deadline has come", 20)
+    return calls()
 
 
 def test_a_gate_on_oneself_keeps_its_deadline() -> None:
@@ -191,7 +189,7 @@ def test_a_deadline_of_a_gate_on_oneself_can_kill() -> None:
     def child() -> None:
         f = no_getpgid()
         f.attach(mode="gate", active=False, deadline=0.1, on_deadline="kill")
-        time.sleep(20)
+        signal.pause()
 
     in_child(child, dies_of=signal.SIGKILL)
 

@@ -525,7 +525,7 @@ def test_a_killed_member_is_gone_and_no_failure() -> None:
                 for pid in sorted(descendants(root.pid))[:1]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                time.sleep(0.0003)
+                stop.wait(0.0003)
 
         killer = threading.Thread(target=kill_some)
         killer.start()
