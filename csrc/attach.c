@@ -73,16 +73,11 @@ static void inject(struct psc_job *job)
 /* The processor that a thread ran on last: field 39 of proc(5)'s stat. */
 static int last_cpu(pid_t tid)
 {
-	char text[1024], path[32], *pos;
-	long fd, n;
+	char text[1024], *pos;
+	long n = psc_read_proc(tid, "stat", text, sizeof(text));
 
-	snprintf(path, sizeof(path), "/proc/%d/stat", tid);
-	fd = psc_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return (int)fd;
-	n = psc_sys(SYS_read, fd, text, sizeof(text) - 1);
-	psc_sys(SYS_close, fd);
-	text[n > 0 ? n : 0] = '\0';
+	if (n < 0)
+		return (int)n;
 	pos = strrchr(text, ')');
 	for (int field = 2; pos && field < 39; field++)
 		pos = strchr(pos + 1, ' ');

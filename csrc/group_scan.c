@@ -40,18 +40,11 @@ struct identity {
  * proc(5). Only the last parenthesis ends the name. */
 static int identify(pid_t pid, struct identity *ret)
 {
-	char text[1024], path[32], *pos;
-	long fields[21] = { 0 }, fd, n;
+	char text[1024], *pos;
+	long fields[21] = { 0 }, n = psc_read_proc(pid, "stat", text, sizeof(text));
 
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	fd = psc_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return (int)fd;
-	n = psc_sys(SYS_read, fd, text, sizeof(text) - 1);
-	psc_sys(SYS_close, fd);
 	if (n <= 0)
-		return -ESRCH;
-	text[n] = '\0';
+		return n < 0 ? (int)n : -ESRCH;
 	pos = strrchr(text, ')');
 	if (!pos || pos[1] != ' ' || !pos[2])
 		return -EBADMSG;

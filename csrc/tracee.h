@@ -67,6 +67,9 @@ struct psc_visit {
  * made to execute runs before it is thawed. */
 bool psc_visit_is_frozen(pid_t pid);
 
+/* A file of /proc/PID as a string, cut where it is too long. The length, or -errno. */
+PSC_MUST_CHECK long psc_read_proc(pid_t pid, const char *name, char *text, size_t size);
+
 /* Seize and stop all threads, until a whole scan finds no unknown one. On
  * failure call psc_visit_release() all the same. -EBUSY: other_tracer holds
  * blamed. -EPERM, -ESRCH. -ETIMEDOUT: blamed would not stop. */

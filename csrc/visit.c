@@ -107,7 +107,7 @@ int psc_visit_wait(struct psc_visit *visit, pid_t tid, int *ret_status)
 
 /* ------------------------------------------------------------------ frozen */
 
-static long read_proc(pid_t pid, const char *name, char *text, size_t size)
+long psc_read_proc(pid_t pid, const char *name, char *text, size_t size)
 {
 	char path[32];
 	long fd, n;
@@ -128,10 +128,10 @@ bool psc_visit_is_frozen(pid_t pid)
 {
 	char text[512], *name_end;
 
-	if (read_proc(pid, "wchan", text, sizeof(text)) <= 0 ||
+	if (psc_read_proc(pid, "wchan", text, sizeof(text)) <= 0 ||
 	    (strcmp(text, "get_signal") != 0 && strcmp(text, "do_freezer_trap") != 0))
 		return false;
-	if (read_proc(pid, "stat", text, sizeof(text)) <= 0)
+	if (psc_read_proc(pid, "stat", text, sizeof(text)) <= 0)
 		return false;
 	name_end = strrchr(text, ')');
 	return name_end && name_end[1] == ' ' && name_end[2] == 'S';
