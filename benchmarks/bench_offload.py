@@ -30,7 +30,7 @@ def test_a_rule_inside_the_program_costs_at_most_a_call(benchmark: Any, tmp_path
     policy = ps.Policy()
     for name in ("getpgid", "openat", "mkdirat"):
         policy.add(ps.NOTIFY, name)
-    r = ps.Responder().on("getpgid", ps.deny(1)).on("getpgid", ps.allow(), ps.Arg(0, ps.EQ, 0, bits=32))
+    r = ps.Responder(default=ps.allow()).on("getpgid", ps.deny(1)).on("getpgid", ps.allow(), ps.Arg(0, ps.EQ, 0, bits=32))
     r.on("openat", lambda n: ps.allow())
     with ps.Filter(policy, responder=r) as f:
         (tmp_path / "program").write_bytes(bytes(f.program))

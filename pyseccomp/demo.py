@@ -108,7 +108,7 @@ def _inactive(attachment: Attachment, filter: Filter, before: TaskState, load: _
 @contextlib.contextmanager
 def _served(filter: Filter, attachment: Attachment, load: _Load, port: int) -> Iterator[Responder]:
     """Activate under load, with a request half sent, and answer until the server is gone."""
-    responder = Responder()
+    responder = Responder(default=allow())
     responder.on("openat", _judge)
     with socket.create_connection(("127.0.0.1", port), DEADLINE) as half:
         half.sendall(b"GET /data.txt HTTP/1.0\r\n")

@@ -135,13 +135,18 @@ class Responder:
     later. When it raises, or does none of that, the call fails with ``fallback`` and ``on_error`` is told; the loop goes
     on. KeyboardInterrupt and SystemExit end the loop, after the same answer.
 
+    No default allows a call. A call that no rule matches gets ``default``, a failing function ``fallback``, a string that
+    cannot be read the rule's ``unreadable``; each of the three denies unless it is given. While no loop runs, notified calls wait
+    for the next one; once the listener is closed they fail with ENOSYS.
+
     Calls that threads of this very process make get ``fallback`` wherever a function would be asked: the thread may hold the
     interpreter, and would wait for itself. ``on_error`` is told (EDEADLK) when the loop next has to do with Python, at its
     end at the latest, once for all such calls since. While a function answers another process's call, own threads have
     nobody to answer them: give these a Filter of their own, and a responder without functions.
 
     Args:
-        default: the answer, or the function, for syscalls without a rule.
+        default: the answer, or the function, for syscalls without a rule and for calls that match none of theirs. If it is
+            not given, ``deny(EPERM)``, as on the command line; write ``Responder(default=allow())`` to let the other calls run.
         fallback: what a failing function stands for. Default ``deny(EPERM)``: ENOSYS would make libraries try an older
             call instead, which the policy may treat otherwise.
         on_error: called with the exception and the Notification; by default ``sys.unraisablehook`` reports it.
@@ -156,7 +161,7 @@ class Responder:
         on_error: Callable[[Exception, Notification], object] | None = None,
         events: EventRing | None = None,
     ) -> None:
-        self._default = allow() if default is None else _rule(default)
+        self._default = deny(errno.EPERM) if default is None else _rule(default)
         self._rules: dict[tuple[int, int], list[Rule]] = {}
         self._frozen = False
         self._on_error = on_error

@@ -51,6 +51,22 @@ def test_last_rule_for_a_syscall_wins() -> None:
         assert target.result() == [2, 2, 2]
 
 
+@pytest.mark.parametrize("rules", ["none", "for another call", "for another architecture", "of another process"])
+def test_responder_without_a_default_denies_what_no_rule_matches(rules: str) -> None:
+    """It allowed, where the command line denies."""
+    r = ps.Responder()
+    if rules == "for another call":
+        r.on(NR["getpgid"], ps.allow(), arch=ARCH)
+    elif rules == "for another architecture":
+        r.on(NR["getppid"], ps.allow(), arch=ARCH ^ 1)
+    elif rules == "of another process":
+        r.on(NR["getppid"], ps.allow(), arch=ARCH, tgid=os.getpid())
+    with listening(calls, "getppid") as (box, target):
+        assert box.serve(r) is False
+        assert target.result() == [-errno.EPERM] * 3
+    assert r.stats().answered == {"deny": 3}
+
+
 def test_rule_for_another_architecture_does_not_match() -> None:
     with listening(calls, "getppid") as (box, target):
         box.serve(ps.Responder(ps.reply(1)).on(NR["getppid"], ps.reply(2), arch=ARCH ^ 1))

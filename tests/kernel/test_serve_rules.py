@@ -25,7 +25,7 @@ from pyseccomp.features import features
 
 
 def on(name: str, answer: Any, *conditions: ps.Condition, default: Any = None, **options: Any) -> ps.Responder:
-    return ps.Responder(default).on(NR[name], answer, *conditions, arch=ARCH, **options)
+    return ps.Responder(ps.allow() if default is None else default).on(NR[name], answer, *conditions, arch=ARCH, **options)
 
 
 def test_argument_rules_choose_among_answers() -> None:

@@ -133,7 +133,7 @@ def test_unreadable_string_decides_only_what_it_must() -> None:
         ((other | missing,), ps.reply(1)),
         ((~other | missing,), ps.deny(errno.EFAULT)),
     ]:
-        r = ps.Responder().on(CALL, ps.reply(1), *conditions)
+        r = ps.Responder(ps.allow()).on(CALL, ps.reply(1), *conditions)
         assert r.simulate(CALL, yes, pid=os.getpid()) == wanted, conditions
     asks = ps.Responder().on(CALL, ps.reply(1), missing, unreadable=ps.kill())
     assert asks.simulate(CALL, yes, pid=os.getpid()) == asks.simulate(CALL, yes) == ps.kill()
@@ -313,7 +313,7 @@ def test_nothing_is_offloaded_past_a_rule_that_must_be_asked() -> None:
     program = offload(policy_that_asks(CALL, "read"), r)
     found = [program.simulate(CALL, (arg,)).action for arg in (0, 1, 4, 5)]
     assert found == [ps.NOTIFY, ps.ALLOW, ps.NOTIFY, ps.ERRNO(1)]
-    assert program.simulate("read").action == ps.ALLOW
+    assert program.simulate("read").action == ps.ERRNO(errno.EPERM), "a responder's own default denies"
 
 
 @pytest.mark.parametrize(
