@@ -157,6 +157,7 @@ void psc_process_state_destroy(struct psc_process_state *process);
 
 #define PSC_FILTERFD_LOG (1u << 0)	     /* SECCOMP_FILTER_FLAG_LOG */
 #define PSC_FILTERFD_WAIT_KILLABLE (1u << 1) /* SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, if it notifies */
+#define PSC_FILTERFD_SPEC_ALLOW (1u << 2)    /* SECCOMP_FILTER_FLAG_SPEC_ALLOW */
 
 struct psc_filter {
 	struct sock_filter *insns;

@@ -41,6 +41,7 @@ _log = logging.getLogger("pyseccomp")
 
 _FLAG_TSYNC = 1 << 0
 _FLAG_LOG = 1 << 1
+_FLAG_SPEC_ALLOW = 1 << 2
 _FLAG_NEW_LISTENER = 1 << 3
 _FLAG_WAIT_KILLABLE = 1 << 5
 
@@ -327,7 +328,7 @@ class Attachment(Owned):
             kept, code = _core.gate_hard_program(bytes(self._filter.program))
             if kept:
                 how = attach_self if self.pid == os.getpid() else attach_other
-                how(Program.from_bytes(code), self._filter.log, False, self)
+                how(Program.from_bytes(code), self._filter._load_flags() & ~_FLAG_WAIT_KILLABLE, self)
                 self.hardened = True
             gate.write(self._filter, self._slot, gate.ACTIVE, f"harden the gate of {self.pid}")
         self._changed("active", "the gate was hardened")
@@ -338,7 +339,7 @@ class Attachment(Owned):
         server: _core.Gate,
         program: Program,
         triggers: list[tuple[int, int]],
-        wait_killable: bool,
+        flags: int,
         answer: _core.Answer | None,
         deadline: float | None,
     ) -> None:
@@ -352,7 +353,7 @@ class Attachment(Owned):
         }
         if self.pid == os.getpid():
             before = query(pidfd=self._pidfd)
-            flags = program_flags(False, wait_killable) | (_FLAG_TSYNC if self.threads == "all" else 0)
+            flags |= _FLAG_TSYNC if self.threads == "all" else 0
             no_new_privs = {False: 0, True: 1, "auto": -1}[self.no_new_privs]
             try:
                 listener = server.install(bytes(program), flags, no_new_privs, self._slot, triggers, **care)
@@ -360,7 +361,7 @@ class Attachment(Owned):
                 raise _kernel_refusal(error.errno or 0, "attach to oneself as a gate", None) from None
             self.result, self._listeners = _own_result(before), (listener,)
         else:
-            self.result, self._listeners = attach_other(program, False, wait_killable, self)
+            self.result, self._listeners = attach_other(program, flags, self)
             try:
                 for listener in self._listeners:
                     server.add(listener, self._slot, triggers, **care)
@@ -547,16 +548,19 @@ def _open_pid(pid: int) -> tuple[int, int]:
 Installed = tuple[AttachResult, tuple[int, ...]]
 
 
-def program_flags(log: bool, wait_killable: bool) -> int:
-    flags = _FLAG_LOG if log else 0
-    if wait_killable and _core.install_knows_flags(_FLAG_NEW_LISTENER | _FLAG_WAIT_KILLABLE):
-        flags |= _FLAG_WAIT_KILLABLE
-    return flags
+LOG, WAIT_KILLABLE, SPEC_ALLOW = 1, 2, 4  # PSC_FILTERFD_*
 
 
-def attach_self(program: Program, log: bool, wait_killable: bool, attachment: Attachment) -> Installed:
+def program_flags(flags: int, notifies: bool) -> int:
+    """Turn a filter's flags (PSC_FILTERFD_*) into the SECCOMP_FILTER_FLAG_* that its program is loaded with."""
+    found = (_FLAG_LOG if flags & LOG else 0) | (_FLAG_SPEC_ALLOW if flags & SPEC_ALLOW else 0)
+    if notifies and flags & WAIT_KILLABLE and _core.install_knows_flags(_FLAG_NEW_LISTENER | _FLAG_WAIT_KILLABLE):
+        found |= _FLAG_WAIT_KILLABLE
+    return found
+
+
+def attach_self(program: Program, flags: int, attachment: Attachment) -> Installed:
     """Load the program for the calling process; no ptrace."""
-    flags = program_flags(log, wait_killable)
     flags |= _FLAG_TSYNC if attachment.threads == "all" else 0
     flags |= _FLAG_NEW_LISTENER if program.notifies else 0
     before = query(pidfd=attachment.pidfd)
@@ -584,20 +588,20 @@ def _own_result(before: TaskState) -> AttachResult:
     )
 
 
-def attach_other(program: Program, log: bool, wait_killable: bool, attachment: Attachment) -> Installed:
+def attach_other(program: Program, flags: int, attachment: Attachment) -> Installed:
     """Inject the program into another process."""
-    return installed(attach_raw(program, log, wait_killable, attachment), attachment)
+    return installed(attach_raw(program, flags, attachment), attachment)
 
 
 Raw = tuple[int, int, int, int, int, int, int, bool, bool, int, int, list[tuple[int, int, int, int]]]
 
 
-def attach_raw(program: Program, log: bool, wait_killable: bool, attachment: Attachment) -> Raw:
+def attach_raw(program: Program, flags: int, attachment: Attachment) -> Raw:
     """Inject; what the core answers."""
     return _core.attach(
         attachment.pidfd,
         bytes(program),
-        program_flags(log, wait_killable),
+        flags,
         NO_NEW_PRIVS[attachment.no_new_privs],
         attachment.threads == "one",
         gate.yama_scope() == 1 and not gate.has_capability(gate.SYS_PTRACE),
@@ -606,10 +610,9 @@ def attach_raw(program: Program, log: bool, wait_killable: bool, attachment: Att
 
 
 def arm(
-    program: Program, log: bool, wait_killable: bool, pidfd: int, no_new_privs: bool | str, timeout: float, event: str = "exec"
+    program: Program, flags: int, pidfd: int, no_new_privs: bool | str, timeout: float, event: str = "exec"
 ) -> _core.Trigger:
     """Arm the core's trigger."""
-    flags = program_flags(log, wait_killable)
     return _core.Trigger(pidfd, bytes(program), flags, NO_NEW_PRIVS[no_new_privs], int(timeout * 1e9), event)
 
 

@@ -10,7 +10,7 @@ The format, version 1, all numbers little-endian::
     the body  JSON in UTF-8: an object with
 
     boot, pid_namespace   where the pids below mean something
-    program, flags, name  the filter: base64 of struct sock_filter[], 1 log | 2 wait_killable, its name or null
+    program, flags, name  the filter: base64 of struct sock_filter[], 1 log | 2 wait_killable | 4 spec_allow, its name or null
     attachments           of each task: pid, start_time (clock ticks since boot) and inode (of its pidfd, from Linux 6.9 on
                           unique until the next boot), together its identity; active, listening, filters (how many its
                           threads carried at least), threads, no_new_privs, timeout, on_deadline
@@ -85,7 +85,7 @@ def save(filter_: Filter, responder: Responder | None) -> bytes:
     body = {
         **_place(),
         "program": base64.b64encode(bytes(filter_.program)).decode(),
-        "flags": filter_.log | filter_.wait_killable << 1,
+        "flags": filter_._flags,
         "responder": None if responder is None else _save_responder(responder),
     }
     listening = [a for a in attachments if a.listeners]
@@ -230,7 +230,7 @@ def restore(
         raise CheckpointError(errno.EBADMSG, f"restoring a checkpoint: its program: {error}") from None
     flags, name = _get(body, "flags", int), body.get("name")
     saved = [_read_attachment(one) for one in _get(body, "attachments", list)]
-    if not 0 <= flags <= 3 or not (name is None or isinstance(name, str)):
+    if not 0 <= flags <= 7 or not (name is None or isinstance(name, str)):
         raise CheckpointError(errno.EBADMSG, "restoring a checkpoint: its flags or name are none")
     responder = None if body.get("responder") is None else _read_responder(body["responder"], functions or {})
     for field, value in _place().items():
@@ -314,11 +314,11 @@ def _take(program: Program, flags: int, name: str | None) -> tuple[Filter, bool]
             if error.errno != errno.ENOENT:
                 raise
         else:
-            if filter_.program == program and filter_.log | filter_.wait_killable << 1 == flags:
+            if filter_.program == program and filter_._flags == flags:
                 return filter_, True
             filter_._leave_to_guardian()
             raise CheckpointError(errno.EBADMSG, f"restoring a checkpoint: the guardian of {name!r} holds another filter")
-    return Filter(program, log=bool(flags & 1), wait_killable=bool(flags & 2), name=name), False
+    return Filter(program, log=bool(flags & 1), wait_killable=bool(flags & 2), spec_allow=bool(flags & 4), name=name), False
 
 
 def _restore_one(filter_: Filter, one: _Saved) -> str | None:

@@ -22,6 +22,7 @@ from pyseccomp.cli_policy import errno_text
 from pyseccomp.decompile import decompile
 from pyseccomp.errors import PolicyError, SeccompError
 from pyseccomp.features import Feature, features
+from pyseccomp.policy import Policy
 from pyseccomp.text import table
 
 Command = Callable[[argparse.Namespace], int]
@@ -198,6 +199,9 @@ def _compile(options: argparse.Namespace) -> int:
         raise PolicyError("a policy file and single rules exclude each other: put the rules into the file")
     source = cli_policy.build(options) if path is None else cli_policy.read_file(path, options)
     data = formats.dump(source, options.format)
+    flags = source.flags if isinstance(source, Policy) and options.format != "oci" else ()
+    if flags:
+        print(f"{path}: a program holds no flags, its loader gives them: {', '.join(flags)}", file=sys.stderr)
     if options.output == "-":
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

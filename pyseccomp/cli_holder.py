@@ -116,7 +116,7 @@ def usage(options: argparse.Namespace) -> Iterator[None]:
 def background(options: argparse.Namespace, name: str, responder: Responder) -> Background:
     """Make the holder that the options describe; nobody is touched yet."""
     how = moments(options)
-    filter: dict[str, Any] = {"policy": cli_policy.load(options)}
+    filter: dict[str, Any] = {"policy": cli_policy.source(options)}
     if how.get("on_supervisor_death") == "hold":
         filter["name"] = name
     return Background(name, filter, responder, options.pid, how)

@@ -62,15 +62,20 @@ class _Rule(argparse.Action):
 
 
 def load(options: argparse.Namespace) -> Program:
-    """Make the program that the options name.
+    """Make the program that the options name. Raises as :func:`source` does."""
+    return formats.program(source(options))
+
+
+def source(options: argparse.Namespace) -> Policy | Program:
+    """Read the policy that the options name, with its flags, for a Filter.
 
     Raises PolicyError when they name none or contradict each other, and whatever the file or a rule deserves.
     """
     if options.policy is not None:
         if options.rules or options.default:
             raise PolicyError("--policy and single rules exclude each other: put the rules into the file")
-        return load_file(options.policy)
-    return build(options).compile()
+        return read_file(options.policy)
+    return build(options)
 
 
 def build(options: argparse.Namespace) -> Policy:

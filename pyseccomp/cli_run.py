@@ -32,9 +32,9 @@ NOT_STARTED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 
 def run(options: argparse.Namespace) -> int:
     """Start a command under a policy; return its exit status."""
-    program = cli_policy.load(options)
+    policy = cli_policy.source(options)
     answers = responder(options, options.quiet)
-    with Filter(program) as filter:
+    with Filter(policy) as filter:
         if options.on == "exec":
             return _run_from_exec(options.argv, filter, answers)
         pid, release = fork_stopped(options.argv)
@@ -158,9 +158,10 @@ def attach(options: argparse.Namespace) -> int:
     how = {**cli_holder.moments(options), "active": False}
     if options.on is not None:
         del how["active"]
-    program = cli_policy.load(options)
+    policy = cli_policy.source(options)
     answers = responder(options, options.quiet)
-    with cli_holder.usage(options), Filter(program) as filter:
+    with cli_holder.usage(options), Filter(policy) as filter:
+        program = filter.program
         _say(f"detached: filter fd {filter.fileno()}, {len(program)} instructions")
         bound = cli_group.bind(options, filter) if many else filter.attach(options.pid, **holder.attach_arguments(how))
         with bound as attachment:

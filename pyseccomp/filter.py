@@ -25,6 +25,9 @@ from pyseccomp.attach import (
     attach_other,
     attach_self,
     check_options,
+    LOG,
+    SPEC_ALLOW,
+    WAIT_KILLABLE,
     deadline_ns,
     death_answer,
     leave_block,
@@ -42,8 +45,6 @@ from pyseccomp.query import State, know_from
 from pyseccomp.responder import Answer, Callback, Responder
 from pyseccomp.triggers import TRIGGERS, Event, Watch, is_event
 
-_LOG = 1
-_WAIT_KILLABLE = 2
 _SLOT = struct.Struct("=I")
 _FDS_ACCEPTED = 16
 
@@ -81,15 +82,18 @@ class Filter(Owned, Receiver):
     A Filter owns its attachments: :meth:`close` closes their listeners, and calls that would be notified then fail with
     ENOSYS. What was attached stays in force; nothing in the kernel takes a filter away again.
 
-    wait_killable: once a notification has been received only fatal signals interrupt the call (Linux 5.19; without
-    effect on older kernels). log: the kernel logs every answer but ALLOW. name: by which :func:`reclaim` finds what was
+    log: the kernel logs every answer but ALLOW. wait_killable: once a notification has been received only fatal signals
+    interrupt the call (Linux 5.19; without effect on older kernels). spec_allow: loading the filter does not turn on the
+    mitigation of Speculative Store Bypass (Linux 4.17). Each is taken from the policy's flags (:attr:`Policy.flags`, those of an
+    OCI profile) where it is None; what neither says is False, False and, of wait_killable, True. name: by which :func:`reclaim` finds what was
     attached with on_supervisor_death="hold", after this process's death; it is taken with the first attachment that has a
     guardian, and given back when nothing is left under it.
 
     responder: its rules that registers alone decide become part of the program (:mod:`pyseccomp.offload`), so that those
     calls never wait for anybody; serve by the same responder for the rest. It takes no more rules then.
 
-    Raises ProgramError for a program that the kernel would refuse, PolicyError for a policy that cannot be compiled.
+    Raises ProgramError for a program that the kernel would refuse, PolicyError for a policy that cannot be compiled,
+    UnsupportedError for a flag of the policy that this kernel does not have.
     """
 
     _fd = -1
@@ -102,8 +106,9 @@ class Filter(Owned, Receiver):
         policy: Policy | Program,
         *,
         responder: Responder | None = None,
-        log: bool = False,
-        wait_killable: bool = True,
+        log: bool | None = None,
+        wait_killable: bool | None = None,
+        spec_allow: bool | None = None,
         name: str | None = None,
     ) -> None:
         if name is not None:
@@ -113,7 +118,7 @@ class Filter(Owned, Receiver):
             raise TypeError(f"Filter() takes a Policy or a Program, got {type(program).__name__}")
         if responder is not None:
             program = offload(program, responder)
-        flags = (_LOG if log else 0) | (_WAIT_KILLABLE if wait_killable else 0)
+        flags = _resolve_flags(policy, program, log, wait_killable, spec_allow)
         try:
             fd, page = _core.filterfd_create_owned(bytes(program), flags)
         except OSError as error:
@@ -153,12 +158,17 @@ class Filter(Owned, Receiver):
     @property
     def log(self) -> bool:
         """True if the kernel is to log every answer but ALLOW."""
-        return bool(self._flags & _LOG)
+        return bool(self._flags & LOG)
 
     @property
     def wait_killable(self) -> bool:
         """True if a received notification is to be interrupted by fatal signals only."""
-        return bool(self._flags & _WAIT_KILLABLE)
+        return bool(self._flags & WAIT_KILLABLE)
+
+    @property
+    def spec_allow(self) -> bool:
+        """True if loading the filter is not to turn on the mitigation of Speculative Store Bypass."""
+        return bool(self._flags & SPEC_ALLOW)
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
@@ -623,7 +633,7 @@ class Filter(Owned, Receiver):
                 self._check_open("attach")
                 if self._gate is None:
                     self._gate = _core.Gate(self._page, bytes(self._program), self._inbox)
-                attachment._install_gate(self._gate, program, triggers, self.wait_killable, answer, deadline)
+                attachment._install_gate(self._gate, program, triggers, self._load_flags(notifies=True), answer, deadline)
                 self._attachments.append(attachment)
                 self._show_listeners()
         except BaseException:
@@ -642,7 +652,6 @@ class Filter(Owned, Receiver):
             guardian = self._start_guardian()
             ward, self._next_ward = self._next_ward, self._next_ward + 1
             self._wards[ward] = weakref.ref(attachment)
-        flags = self._flags if self._program.notifies else self._flags & ~_WAIT_KILLABLE
         attachment._guardian_injects = guardian.watch(
             ward,
             attachment.pidfd,
@@ -654,7 +663,7 @@ class Filter(Owned, Receiver):
             inject=deadline is not None,
             leader_only=attachment.threads == "one",
             timeout_ns=int(attachment.timeout * 1e9),
-            flags=program_flags(bool(flags & _LOG), bool(flags & _WAIT_KILLABLE)),
+            flags=self._load_flags(),
             no_new_privs=NO_NEW_PRIVS[attachment.no_new_privs],
         )
         attachment._ward, attachment._death = ward, answer
@@ -840,9 +849,12 @@ class Filter(Owned, Receiver):
     def _install(self, attachment: Attachment) -> Any:
         """Put the program in force where the attachment says. For Attachment only."""
         self._check_open("activate")
-        flags = self._flags if self._program.notifies else self._flags & ~_WAIT_KILLABLE
         how = attach_self if attachment.pid == os.getpid() else attach_other
-        return how(self._program, bool(flags & _LOG), bool(flags & _WAIT_KILLABLE), attachment)
+        return how(self._program, self._load_flags(), attachment)
+
+    def _load_flags(self, notifies: bool | None = None) -> int:
+        """The SECCOMP_FILTER_FLAG_* with which the program, or one that notifies in its place, is loaded. For this package only."""
+        return program_flags(self._flags, self._program.notifies if notifies is None else notifies)
 
     def _listen(self, listeners: tuple[int, ...]) -> None:
         """Receive from new listeners, and give :meth:`fileno` its new meaning. For Attachment only."""
@@ -885,6 +897,22 @@ class Filter(Owned, Receiver):
             word = self._page.summary()
             shown = {gate.shown(word) if word else "detached"}
         return FilterState(state=min(shown, key=order.index), attachments=states, digest=self._program.digest)
+
+
+def _resolve_flags(
+    source: Policy | Program, program: Program, log: bool | None, wait_killable: bool | None, spec_allow: bool | None
+) -> int:
+    """The filter's flags: those that were given, else the policy's. UnsupportedError where the kernel lacks one of the policy's."""
+    asked = {flag.removeprefix("SECCOMP_FILTER_FLAG_") for flag in source.flags} if isinstance(source, Policy) else set()
+    if wait_killable is None and "WAIT_KILLABLE_RECV" in asked and program.notifies and not program_flags(WAIT_KILLABLE, True):
+        raise UnsupportedError(
+            errno.EOPNOTSUPP,
+            "making a filter: the policy asks for SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, which this kernel does not know (Linux "
+            "5.19 does); leave it out of the profile, or give wait_killable=False",
+        )
+    found = LOG if ("LOG" in asked if log is None else log) else 0
+    found |= SPEC_ALLOW if ("SPEC_ALLOW" in asked if spec_allow is None else spec_allow) else 0
+    return found | (WAIT_KILLABLE if wait_killable is None or wait_killable else 0)
 
 
 def _dup(fd: int) -> int:

@@ -18,7 +18,6 @@ from pyseccomp.attach import (
     explain,
     installed,
     open_target,
-    program_flags,
 )
 from pyseccomp.errors import (
     AttachError,
@@ -299,13 +298,12 @@ _Group = tuple[int, int, int, int, list[tuple[int, int, Raw]]]
 
 
 def _attach(filter: Filter, group: GroupAttachment) -> _Group:
-    flags = program_flags(filter.log, filter.wait_killable and filter.program.notifies)
     tree = group.cgroup is None
     return _core.attach_group(
         group._pidfd if tree else -1,
         -1 if tree else group._pidfd,
         bytes(filter.program),
-        flags,
+        filter._load_flags(),
         NO_NEW_PRIVS[group.no_new_privs],
         gate.yama_scope() == 1 and not gate.has_capability(gate.SYS_PTRACE),
         int(group.timeout * 1e9),

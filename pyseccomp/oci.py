@@ -9,6 +9,9 @@ different actions they are tried in its order (:mod:`pyseccomp.compat_rules`); o
 thing is left out: runc also answers ENOSYS to calls newer than any that the profile names; here they get the profile's
 default.
 
+``flags`` are kept in :attr:`Policy.flags <pyseccomp.policy.Policy.flags>` and applied by :class:`pyseccomp.Filter`. A profile without
+``flags`` asks for none; runc then sets SPEC_ALLOW, which weakens the container, and here it must be asked for.
+
 containers-common's ``errno`` and ``defaultErrno`` (a name or a number) take precedence over errnoRet, as they do there.
 """
 
@@ -468,6 +471,13 @@ def _check_kept(reader: _Reader, profile: Mapping[str, Any]) -> None:
     listener = reader.typed(profile, "$", "listenerPath", str)
     if reader.typed(profile, "$", "listenerMetadata", str) and not listener:
         reader.fail("$.listenerMetadata", "is given without listenerPath")
+
+
+def flags_of(kept: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the flags of a policy's ``oci`` dictionary. PolicyError for one that does not exist."""
+    reader = _Reader("policy.oci", frozenset(), Arch.native(), None)
+    _check_kept(reader, kept)
+    return tuple(reader.strings(kept, "$", "flags"))
 
 
 _Resolved = tuple[str, Action, Sequence[str], list[tuple[Arg, ...]]]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pyseccomp import _core, gate
 from pyseccomp.actions import ALLOW, LOG
-from pyseccomp.attach import Attachment, AttachmentState, AttachResult, ThreadOutcome, program_flags
+from pyseccomp.attach import Attachment, AttachmentState, AttachResult, ThreadOutcome
 from pyseccomp.errors import AttachError, AttachTimeoutError, NotPermittedError, TargetGoneError, UnsupportedError
 from pyseccomp.query import State, TaskState, query
 
@@ -112,7 +112,7 @@ class ParkedHere(Attachment):
                 f"park: threads of this process carry different filters ({counts} of them), and the kernel would refuse all; park before "
                 "they load their own, or have another process attach (mode='inject'), which gives each thread the filter",
             )
-        flags = program_flags(filter.log, filter.wait_killable and program.notifies)
+        flags = filter._load_flags()
         flags |= _NEW_LISTENER if program.notifies else 0
         mode = {False: 0, True: 1, "auto": -1}[self.no_new_privs]
         self.mode = "park"

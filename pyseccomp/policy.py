@@ -107,6 +107,20 @@ class Policy:
         self._known = syscalls.indexes_of(self.arches, multiplexed == "closed")
 
     @property
+    def flags(self) -> tuple[str, ...]:
+        """The SECCOMP_FILTER_FLAG_* names that an OCI profile asks to load its filter with; :class:`Filter` applies them.
+
+        TSYNC asks for what attaching does by itself (``threads="all"``). WAIT_KILLABLE_RECV has no effect in a policy that never
+        notifies. Change them by ``policy.oci["flags"] = [...]``; :meth:`to_oci` writes them.
+
+        Raises:
+            PolicyError: ``policy.oci["flags"]`` names a flag that does not exist.
+        """
+        from pyseccomp import oci
+
+        return oci.flags_of(self.oci)
+
+    @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules in the order they were added."""
         return tuple(
