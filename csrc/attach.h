@@ -10,7 +10,7 @@
 
 /* What a program answers to the calls that follow the commit. */
 struct psc_verdicts {
-	bool close, unmap, unmask;
+	bool close, unmap, unmask, exit;
 	bool close_notifies;
 };
 
@@ -35,6 +35,7 @@ struct psc_job {
 	struct psc_verdicts verdicts[2]; /* of the program alone: by abi->wide */
 	bool notifies;
 	bool tight;		     /* perhaps it has no descriptor free */
+	bool stray;		     /* a thread may still execute the code in the cave, which must stay */
 	int reserve;		     /* an fd kept free for the listener */
 	uint64_t map;		     /* where the target has room for the program, made by psc_job_check() */
 	pid_t manager;		     /* without it nothing is committed; 0: come what may */
@@ -60,9 +61,9 @@ size_t psc_job_room_wanted(const struct psc_job *job);
 PSC_MUST_CHECK int psc_job_look(struct psc_job *job, pid_t tid, struct psc_task_state *ret_task);
 
 /* Of stopped threads, after psc_job_look(): find out whether psc_job_commit() will succeed,
- * and take what it needs. Who carries filters, or is short of descriptors, is asked by a
- * trial, see psc_tracee_try(). Nothing is changed but memory that psc_job_give_up()
- * gives back. Errors as psc_job_commit(). */
+ * and take what it needs. A process with filters, or short of descriptors, makes a dry run:
+ * a temporary thread loads the program for itself alone. Nothing is changed but memory
+ * that psc_job_give_up() gives back. Errors as psc_job_commit(). */
 PSC_MUST_CHECK int psc_job_check(struct psc_job *job);
 
 /* Will the listener of this thread come to us, and will there be a descriptor for it? */

@@ -24,7 +24,9 @@
 
 #define PTRACE_OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
 #define COMMIT_NS 60000000000 /* for some thousand instructions, on a machine that is drowning */
+#define SETTLE_NS 200000000   /* for a thread to leave our code after a failure */
 #define MAX_SUSPENDED 64      /* earlier filters that are looked into */
+#define MAX_PATH 32768	      /* instructions of a chain of filters, by the kernel's count */
 
 static bool allows(uint32_t ret)
 {
@@ -58,6 +60,7 @@ struct psc_verdicts psc_verdicts_judge(const struct sock_filter *insns, size_t l
 				  (close_high & SECCOMP_RET_ACTION_FULL) == SECCOMP_RET_USER_NOTIF,
 		.unmap = allows(answer(insns, len, abi, ip, abi->munmap, 0x10000, PSC_PAGE)),
 		.unmask = allows(answer(insns, len, abi, ip, abi->rt_sigprocmask, 0, 0)),
+		.exit = allows(answer(insns, len, abi, ip, abi->exit, 0, 0)),
 	};
 }
 
@@ -66,11 +69,23 @@ struct commit {
 	struct psc_job *job;
 	struct psc_tracee *tracee;
 	const struct psc_abi *abi;
-	struct psc_verdicts verdicts;
+	struct psc_verdicts earlier; /* of the filters that it has */
 	bool suspended;
 	uint64_t map;
 	struct psc_site site;
 };
+
+/* RLIMIT_NOFILE of another user's process, which prlimit(2) tells only to CAP_SYS_RESOURCE. */
+static rlim_t shown_descriptor_limit(pid_t pid)
+{
+	static const char name[] = "\nMax open files";
+	char text[4096], *line;
+
+	if (psc_read_proc(pid, "limits", text, sizeof(text)) <= 0)
+		return RLIM_INFINITY;
+	line = strstr(text, name);
+	return line ? strtoul(line + sizeof(name) - 1, NULL, 10) : RLIM_INFINITY; /* "unlimited" is no number: 0 */
+}
 
 static int read_status(int dir, const char *path, struct psc_task_state *ret_task, bool *ret_tight)
 {
@@ -91,7 +106,9 @@ static int read_status(int dir, const char *path, struct psc_task_state *ret_tas
 		return r;
 	fds = strstr(text, "\nFDSize:");
 	r = (int)psc_sys(SYS_prlimit64, ret_task->pid, RLIMIT_NOFILE, 0, &limit);
-	*ret_tight = !fds || r < 0 || strtoul(fds + 8, NULL, 10) >= limit.rlim_cur;
+	if (r < 0)
+		limit.rlim_cur = shown_descriptor_limit(ret_task->pid);
+	*ret_tight = fds && strtoul(fds + 8, NULL, 10) >= limit.rlim_cur;
 	return 0;
 }
 
@@ -130,9 +147,10 @@ static int narrow_by_earlier(struct commit *commit)
 		if (len <= 0)
 			break;
 		earlier = psc_verdicts_judge((struct sock_filter *)map, (size_t)len, commit->abi, commit->job->cave.address);
-		commit->verdicts.close &= earlier.close;
-		commit->verdicts.unmap &= earlier.unmap;
-		commit->verdicts.unmask &= earlier.unmask;
+		commit->earlier.close &= earlier.close;
+		commit->earlier.unmap &= earlier.unmap;
+		commit->earlier.unmask &= earlier.unmask;
+		commit->earlier.exit &= earlier.exit;
 	}
 	psc_sys(SYS_munmap, map, PSC_MAX_INSNS * sizeof(struct sock_filter));
 	return 0;
@@ -228,7 +246,7 @@ static bool fits_cave(const struct psc_job *job)
 static int place_program(struct commit *commit, uint64_t *ret_address)
 {
 	struct psc_job *job = commit->job;
-	const struct psc_script nothing = { 0 };
+	const struct psc_script nothing = { .unmask = commit->earlier.unmask };
 	const uint64_t args[6] = { 0, map_size(job), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1ULL, 0 };
 	long map;
 	int r;
@@ -278,14 +296,15 @@ static bool manager_died(const struct psc_job *job)
 static int run_main(struct commit *commit, uint64_t address, uint32_t flags, bool no_new_privs, long *ret_result)
 {
 	struct psc_job *job = commit->job;
+	const struct psc_verdicts *own = &job->verdicts[commit->abi->wide];
 	const struct psc_script script = {
 		.data = address,
 		.fprog = address,
 		.flags = flags,
 		.no_new_privs = no_new_privs,
-		.close_listener = job->notifies && commit->verdicts.close,
-		.unmap = commit->map && commit->verdicts.unmap,
-		.unmask = commit->verdicts.unmask,
+		.close_listener = job->notifies && own->close && commit->earlier.close,
+		.unmap = commit->map && own->unmap && commit->earlier.unmap,
+		.unmask = own->unmask && commit->earlier.unmask,
 		.map = commit->map,
 		.map_size = map_size(job),
 	};
@@ -378,13 +397,17 @@ static void unmap_program(struct commit *commit, bool committed)
 		job->result->residue += map_size(job);
 }
 
+/* Code that a thread may still execute stays. */
 static void wipe_cave(struct commit *commit)
 {
 	static const uint8_t zeros[PSC_SITE_SIZE + sizeof(struct psc_image) + PSC_PAGE];
 	struct psc_job *job = commit->job;
 	size_t used = PSC_SITE_SIZE + (commit->map ? 0 : job->image_size);
 
-	if (commit->tracee->state == PSC_TRACEE_STOPPED)
+	job->stray |= commit->tracee->injected;
+	if (job->stray)
+		job->result->residue += used;
+	else if (commit->tracee->state == PSC_TRACEE_STOPPED)
 		(void)!psc_tracee_write(&job->visit, commit->tracee, job->cave.address, zeros,
 					used < job->cave.size ? used : job->cave.size);
 }
@@ -437,7 +460,7 @@ static int make_ready(struct commit *commit)
 {
 	int r;
 
-	commit->verdicts = commit->job->verdicts[commit->abi->wide];
+	commit->earlier = (struct psc_verdicts){ .close = true, .unmap = true, .unmask = true, .exit = true };
 	commit->map = commit->job->map;
 	psc_tracee_abort_rseq(&commit->job->visit, commit->tracee);
 	r = suspend_filters(commit);
@@ -454,14 +477,12 @@ static int enter(struct commit *commit)
 	return r < 0 ? r : psc_tracee_block_signals(commit->tracee);
 }
 
-/* And back. r: what became of the calls. */
+/* And back. r: what became of the calls. A thread that did not come to its stop in time
+ * executes our code still, and finishes by itself. */
 static int leave(struct commit *commit, int r)
 {
-	int restored;
+	int restored = psc_tracee_restore(&commit->job->visit, commit->tracee);
 
-	if (r == -ETIMEDOUT) /* it still runs our code, and will finish by itself */
-		return r;
-	restored = psc_tracee_restore(&commit->job->visit, commit->tracee);
 	wipe_cave(commit);
 	return r < 0 ? r : restored;
 }
@@ -623,7 +644,24 @@ static int check_rights(struct psc_job *job)
 	return 0;
 }
 
-static int try_program(struct commit *commit, uint64_t address)
+/* The temporary thread is gone, or the code stays; its maker stands where it can be restored. */
+static int end_loader(struct commit *commit, struct psc_tracee *loader, int r)
+{
+	struct psc_job *job = commit->job;
+	uint64_t deadline = job->visit.deadline;
+	int ended, stopped = 0;
+
+	job->visit.deadline = psc_now_ns() + SETTLE_NS;
+	ended = psc_loader_end(&job->visit, loader, &commit->site);
+	job->stray |= loader->injected;
+	if (commit->tracee->injected && commit->tracee->state == PSC_TRACEE_STOPPED)
+		stopped = psc_tracee_resume(&job->visit, commit->tracee, &commit->site, PSC_STOP_TRAP);
+	job->visit.deadline = deadline;
+	return r < 0 ? r : ended < 0 ? ended : stopped;
+}
+
+/* The dry run. 1: no thread can be made, *ret_result says why. */
+static int try_program(struct commit *commit, uint64_t address, long *ret_result)
 {
 	struct psc_job *job = commit->job;
 	const struct psc_script script = {
@@ -631,17 +669,64 @@ static int try_program(struct commit *commit, uint64_t address)
 		.fprog = address,
 		.flags = seccomp_flags(job, false),
 		.no_new_privs = job->options->no_new_privs != PSC_NO_NEW_PRIVS_NEVER,
-		.trial = true,
+		.unmask = commit->earlier.unmask,
+		.loader = true,
 	};
-	long result = 0;
-	int r = write_program(commit, address);
+	unsigned long options = job->visit.options | PTRACE_OPTIONS | (commit->suspended ? PTRACE_O_SUSPEND_SECCOMP : 0);
+	struct psc_tracee loader;
+	int r = write_program(commit, address), settled;
 
 	if (r == 0)
 		r = psc_site_build(&job->visit, commit->tracee, &job->cave, &script, &commit->site);
+	if (r < 0)
+		return r;
+	r = psc_loader_start(&job->visit, commit->tracee, &commit->site, options, &loader, ret_result);
 	if (r == 0)
-		r = psc_tracee_try(&job->visit, commit->tracee, &commit->site, script.no_new_privs, &result);
+		r = psc_loader_run(&job->visit, &loader, &commit->site, ret_result);
+	settled = end_loader(commit, &loader, r);
+	return settled < 0 ? settled : r;
+}
+
+/* Most instructions that the kernel makes of a program, and counts for its limit. */
+static size_t longest(size_t len)
+{
+	return 5 * len + 8;
+}
+
+/* Without a dry run: is it sure that seccomp() has nothing to refuse? */
+static bool is_sure(struct commit *commit)
+{
+	struct psc_job *job = commit->job;
+	size_t size = PSC_MAX_INSNS * sizeof(struct sock_filter), total = longest(job->options->len);
+	long map = psc_sys(SYS_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	bool sure = !(job->notifies && job->tight) && !(map < 0 && map > -4096);
+
+	for (int i = 0; sure && i < commit->tracee->filters; i++) {
+		long len = psc_sys(SYS_ptrace, PTRACE_SECCOMP_GET_FILTER, commit->tracee->tid, i, map);
+
+		sure = len > 0 && !(job->notifies && psc_program_notifies((struct sock_filter *)map, (size_t)len));
+		total += sure ? longest((size_t)len) : 0;
+		sure &= total <= MAX_PATH;
+	}
+	if (!(map < 0 && map > -4096))
+		psc_sys(SYS_munmap, map, size);
+	return sure;
+}
+
+/* Ask the kernel by a dry run what seccomp() will say, if that can end: the program itself judges
+ * the temporary thread's exit. */
+static int foresee(struct commit *commit, uint64_t address)
+{
+	struct psc_job *job = commit->job;
+	long result = -EOPNOTSUPP;
+	int r = 1;
+
+	if (job->verdicts[commit->abi->wide].exit && commit->earlier.exit)
+		r = try_program(commit, address, &result);
 	if (r < 0)
 		return psc_job_refuse(job, r == -ESRCH ? PSC_REFUSED_GONE : PSC_REFUSED_FAULT, r);
+	if (r == 1)
+		return is_sure(commit) ? 0 : psc_job_refuse(job, PSC_REFUSED_NO_THREAD, (int)result);
 	return result < 0 ? psc_job_refuse(job, PSC_REFUSED_KERNEL, (int)result) : 0;
 }
 
@@ -673,21 +758,26 @@ int psc_job_check(struct psc_job *job)
 	r = place_program(&commit, &address);
 	job->map = commit.map;
 	if (r == 0 && trial)
-		r = try_program(&commit, address);
+		r = foresee(&commit, address);
 	return leave(&commit, r);
 }
 
 void psc_job_give_up(struct psc_job *job)
 {
-	const struct psc_script nothing = { 0 };
+	struct psc_script nothing = { 0 };
 	struct psc_tracee *tracee = psc_job_choose(job);
 	struct commit commit = { .job = job, .tracee = tracee };
 
-	if (!tracee || !job->map)
+	if (!job->map)
 		return;
+	if (!tracee || job->stray) {
+		job->result->residue += map_size(job);
+		return;
+	}
 	commit.abi = psc_abi_of(&tracee->regs);
 	if (enter(&commit) < 0)
 		return;
+	nothing.unmask = commit.earlier.unmask;
 	if (psc_site_build(&job->visit, tracee, &job->cave, &nothing, &commit.site) == 0)
 		unmap_program(&commit, false);
 	(void)!leave(&commit, 0);

@@ -9,10 +9,10 @@
  *               seccomp(...)             an error skips the next
  *               close(listener)          only if there is one
  *               munmap(program)          only if it was mapped
- *               rt_sigprocmask(as it was)
  *               jump to restore
  *        call:  syscall                  arguments in registers
- *     restore:  flags, registers, jump back
+ *     restore:  rt_sigprocmask(as it was)
+ *               flags, registers, jump back
  *
  * For the same reason no thread is ever single-stepped: the kernel leaves the
  * trap flag behind when the tracer dies (exit_ptrace() does not do what
@@ -44,7 +44,7 @@
 #endif
 
 #define SYSCALL_STOP (SIGTRAP | 0x80)
-#define ERESTARTNOINTR 513 /* of the kernel, for tracers to see */
+#define REQUEST_TRIES 3
 
 /* /proc/PID/mem writes through write protection, unless the administrator has
  * forbidden that (proc_mem.force_override); PTRACE_POKEDATA still does. */
@@ -73,12 +73,11 @@ int psc_tracee_write(struct psc_visit *visit, struct psc_tracee *tracee, uint64_
 /* -------------------------------------------------------------------- site */
 
 static void emit_main(struct psc_code *code, const struct psc_abi *abi, const struct psc_script *script,
-		      uint64_t sigmask_address, size_t *ret_done)
+		      size_t *ret_done)
 {
 	const uint64_t prctl_args[5] = { PR_SET_NO_NEW_PRIVS, 1 };
 	const uint64_t seccomp_args[3] = { SECCOMP_SET_MODE_FILTER, script->flags, script->fprog };
 	const uint64_t unmap_args[2] = { script->map, script->map_size };
-	const uint64_t mask_args[4] = { SIG_SETMASK, sigmask_address, 0, 8 };
 	size_t failed[2], n_failed = 0;
 
 	if (script->no_new_privs) {
@@ -93,26 +92,28 @@ static void emit_main(struct psc_code *code, const struct psc_abi *abi, const st
 		psc_emit_land(code, failed[i]);
 	if (script->unmap)
 		psc_emit_call(code, abi, abi->munmap, 2, unmap_args, false);
-	if (script->unmask)
-		psc_emit_call(code, abi, abi->rt_sigprocmask, 4, mask_args, false);
 	*ret_done = psc_emit_jump(code);
 }
 
-/* What is made runs on its maker's stack pointer, without a stack, and ends by itself
- * whatever happens to us. */
-static void emit_trial(struct psc_code *code, const struct psc_abi *abi, const struct psc_script *script, size_t *ret_done)
+/* The loader runs on its maker's stack pointer, without a stack, with descriptors of its
+ * own, and ends by itself whatever happens to the injector. */
+static void emit_loader(struct psc_code *code, const struct psc_abi *abi, const struct psc_script *script, size_t *ret_done)
 {
-	const uint64_t clone_args[5] = { CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD };
+	const uint64_t clone_args[2] = { CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD };
 	const uint64_t prctl_args[5] = { PR_SET_NO_NEW_PRIVS, 1 };
 	const uint64_t seccomp_args[3] = { SECCOMP_SET_MODE_FILTER, script->flags, script->fprog };
+	const uint64_t unmap_args[2] = { script->map, script->map_size };
 	const uint64_t exit_args[1] = { 0 };
 	size_t maker;
 
-	psc_emit_call(code, abi, abi->clone, 5, clone_args, false);
+	psc_emit_call(code, abi, abi->clone, 2, clone_args, false);
 	maker = psc_emit_jump_if_not_zero(code);
 	if (script->no_new_privs)
 		psc_emit_call(code, abi, abi->prctl, 5, prctl_args, false);
 	psc_emit_call(code, abi, abi->seccomp, 3, seccomp_args, false);
+	psc_emit_save_result(code, abi);
+	if (script->unmap)
+		psc_emit_call(code, abi, abi->munmap, 2, unmap_args, false);
 	psc_emit_call(code, abi, abi->exit, 1, exit_args, false);
 	psc_emit_land(code, maker);
 	*ret_done = psc_emit_jump(code);
@@ -126,19 +127,22 @@ int psc_site_build(struct psc_visit *visit, struct psc_tracee *tracee, const str
 	struct psc_code code = { bytes, sizeof(bytes), 0, cave->address };
 	struct psc_regs resume = tracee->regs;
 	struct psc_site site = { .main = cave->address + sizeof(tracee->sigmask) };
+	const uint64_t mask_args[4] = { SIG_SETMASK, cave->address, 0, 8 };
 	size_t done = 0;
 	int r;
 
 	psc_regs_apply_restart(&resume);
 	psc_emit(&code, &tracee->sigmask, sizeof(tracee->sigmask));
-	if (script->trial)
-		emit_trial(&code, abi, script, &done);
+	if (script->loader)
+		emit_loader(&code, abi, script, &done);
 	else if (script->data)
-		emit_main(&code, abi, script, cave->address, &done);
+		emit_main(&code, abi, script, &done);
 	site.call = cave->address + code.len;
 	psc_emit_syscall(&code, abi);
 	if (script->data)
 		psc_emit_land(&code, done);
+	if (script->unmask)
+		psc_emit_call(&code, abi, abi->rt_sigprocmask, 4, mask_args, false);
 	psc_emit_restore(&code, abi, &resume);
 	if (code.len > sizeof(bytes) || code.len > cave->size)
 		return -ENOSPC;
@@ -170,6 +174,16 @@ void psc_tracee_abort_rseq(struct psc_visit *visit, struct psc_tracee *tracee)
 
 /* ------------------------------------------------------------------- calls */
 
+/* A request on a stopped thread. */
+static long request(long what, pid_t tid, uint64_t address, uint64_t data)
+{
+	long r = -EIO;
+
+	for (int tries = 0; r < 0 && tries < REQUEST_TRIES; tries++)
+		r = psc_sys(SYS_ptrace, what, tid, address, data);
+	return r;
+}
+
 static bool is_fault(int signal)
 {
 	return signal == SIGSEGV || signal == SIGBUS || signal == SIGILL || signal == SIGFPE || signal == SIGTRAP ||
@@ -190,13 +204,13 @@ static bool caused_by_us(pid_t tid, int signal, const struct psc_site *site)
 int psc_tracee_block_signals(struct psc_tracee *tracee)
 {
 	uint64_t most = ~0ULL;
-	int r = (int)psc_sys(SYS_ptrace, PTRACE_GETSIGMASK, tracee->tid, 8, &tracee->sigmask);
+	int r = (int)request(PTRACE_GETSIGMASK, tracee->tid, 8, (uint64_t)&tracee->sigmask);
 
 	for (int signal = 1; signal < 32; signal++)
 		if (is_fault(signal))
 			most &= ~(1ULL << (signal - 1));
 	if (r == 0)
-		r = (int)psc_sys(SYS_ptrace, PTRACE_SETSIGMASK, tracee->tid, 8, &most);
+		r = (int)request(PTRACE_SETSIGMASK, tracee->tid, 8, (uint64_t)&most);
 	tracee->masked = r == 0;
 	return r;
 }
@@ -206,50 +220,102 @@ static int block_all_signals(struct psc_tracee *tracee)
 {
 	const uint64_t all = ~0ULL;
 
-	return (int)psc_sys(SYS_ptrace, PTRACE_SETSIGMASK, tracee->tid, 8, &all);
+	return (int)request(PTRACE_SETSIGMASK, tracee->tid, 8, (uint64_t)&all);
 }
 
-/* Resume until the wanted stop: a syscall-stop, or (interrupt) the trap of an
- * interrupt that is made pending first. */
-static int resume_to(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, bool interrupt)
+int psc_tracee_get_regs(const struct psc_tracee *tracee, struct psc_regs *ret_regs)
 {
-	long request = interrupt ? PTRACE_CONT : PTRACE_SYSCALL;
-	int signal = 0;
+	int r = -EIO;
+
+	for (int tries = 0; r < 0 && tries < REQUEST_TRIES; tries++)
+		r = (int)psc_regs_get(tracee->tid, ret_regs);
+	return r;
+}
+
+static int set_regs(const struct psc_tracee *tracee, const struct psc_regs *regs)
+{
+	int r = -EIO;
+
+	for (int tries = 0; r < 0 && tries < REQUEST_TRIES; tries++)
+		r = (int)psc_regs_set(tracee->tid, regs);
+	return r;
+}
+
+int psc_tracee_set_regs(struct psc_tracee *tracee, const struct psc_regs *regs)
+{
+	int r = set_regs(tracee, regs);
+
+	tracee->injected |= r == 0;
+	return r;
+}
+
+/* Is it the wanted stop? 1: the birth of a thread. -EAGAIN: it is another. */
+static int is_wanted(int status, enum psc_stop wanted)
+{
+	int event = status >> 16;
+
+	switch (wanted) {
+	case PSC_STOP_TRAP:
+		return event == PTRACE_EVENT_STOP ? 0 : -EAGAIN;
+	case PSC_STOP_EXIT:
+		return event == PTRACE_EVENT_EXIT ? 0 : -EAGAIN;
+	case PSC_STOP_CLONE:
+		if (event == PTRACE_EVENT_CLONE)
+			return 1;
+		break;
+	case PSC_STOP_SYSCALL:
+		break;
+	}
+	return event == 0 && WSTOPSIG(status) == SYSCALL_STOP ? 0 : -EAGAIN;
+}
+
+/* A signal that comes in the middle. *ret_signal: what to resume with. */
+static int take_signal(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, int *ret_signal)
+{
+	if (caused_by_us(tracee->tid, *ret_signal, site))
+		return -EFAULT;
+	if (*ret_signal != SIGSTOP)
+		return block_all_signals(tracee);
+	visit->stop_signal = true; /* cannot be blocked: again, later */
+	*ret_signal = 0;
+	return 0;
+}
+
+static int next_stop(struct psc_visit *visit, struct psc_tracee *tracee, enum psc_stop wanted, int signal, int *ret_status)
+{
+	bool until_call = wanted == PSC_STOP_SYSCALL || wanted == PSC_STOP_CLONE;
+	int r = 0;
+
+	if (wanted == PSC_STOP_TRAP)
+		r = (int)request(PTRACE_INTERRUPT, tracee->tid, 0, 0);
+	if (r == 0)
+		r = (int)request(until_call ? PTRACE_SYSCALL : PTRACE_CONT, tracee->tid, 0, (uint64_t)signal);
+	if (r == 0)
+		r = psc_visit_wait(visit, tracee->tid, ret_status);
+	if (r == -ETIMEDOUT)
+		tracee->state = PSC_TRACEE_RUNNING;
+	return r;
+}
+
+int psc_tracee_resume(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, enum psc_stop wanted)
+{
+	int signal = 0, status = 0, r;
 
 	for (;;) {
-		int status, r;
-
-		if (interrupt)
-			psc_sys(SYS_ptrace, PTRACE_INTERRUPT, tracee->tid, 0, 0);
-		r = (int)psc_sys(SYS_ptrace, request, tracee->tid, 0, signal);
-		if (r == 0)
-			r = psc_visit_wait(visit, tracee->tid, &status);
+		r = next_stop(visit, tracee, wanted, signal, &status);
 		if (r < 0 && r != -ECHILD && r != -ESRCH)
 			return r;
 		if (r < 0 || !WIFSTOPPED(status)) {
 			tracee->state = PSC_TRACEE_DEAD;
 			return -ESRCH;
 		}
-		signal = 0;
-		if (status >> 16 == PTRACE_EVENT_STOP) {
-			if (interrupt)
-				return 0;
-		} else if (status >> 16 == 0 && WSTOPSIG(status) == SYSCALL_STOP) {
-			if (!interrupt)
-				return 0;
-		} else if (status >> 16 == 0) {
-			signal = WSTOPSIG(status);
-			if (caused_by_us(tracee->tid, signal, site))
-				return -EFAULT;
-			if (signal == SIGSTOP) { /* cannot be blocked: again, later */
-				visit->stop_signal = true;
-				signal = 0;
-			} else {
-				r = block_all_signals(tracee);
-				if (r < 0)
-					return r;
-			}
-		}
+		r = is_wanted(status, wanted);
+		if (r >= 0)
+			return r;
+		signal = status >> 16 == 0 && WSTOPSIG(status) != SYSCALL_STOP ? WSTOPSIG(status) : 0;
+		r = signal ? take_signal(visit, tracee, site, &signal) : 0;
+		if (r < 0)
+			return r;
 	}
 }
 
@@ -261,7 +327,7 @@ static int continue_notified(struct psc_visit *visit, struct psc_tracee *tracee,
 	struct seccomp_notif notif;
 	struct seccomp_notif_resp resp = { .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE };
 	struct pollfd readable = { .fd = listener, .events = POLLIN };
-	int r = (int)psc_sys(SYS_ptrace, PTRACE_SYSCALL, tracee->tid, 0, 0);
+	int r = (int)request(PTRACE_SYSCALL, tracee->tid, 0, 0);
 	int status;
 
 	if (r < 0)
@@ -281,7 +347,7 @@ static int continue_notified(struct psc_visit *visit, struct psc_tracee *tracee,
 	r = psc_visit_wait(visit, tracee->tid, &status);
 	if (r < 0 || !WIFSTOPPED(status))
 		return r < 0 ? r : -ESRCH;
-	return resume_to(visit, tracee, site, true);
+	return psc_tracee_resume(visit, tracee, site, PSC_STOP_TRAP);
 }
 
 static int run_to_end_of_call(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
@@ -290,16 +356,16 @@ static int run_to_end_of_call(struct psc_visit *visit, struct psc_tracee *tracee
 	struct psc_regs regs;
 	int r;
 
-	r = resume_to(visit, tracee, site, false);
+	r = psc_tracee_resume(visit, tracee, site, PSC_STOP_SYSCALL);
 	if (r < 0)
 		return r;
 	if (listener >= 0)
 		r = continue_notified(visit, tracee, site, listener);
 	else
-		r = resume_to(visit, tracee, site, true);
+		r = psc_tracee_resume(visit, tracee, site, PSC_STOP_TRAP);
 	if (r < 0)
 		return r;
-	r = (int)psc_regs_get(tracee->tid, &regs);
+	r = psc_tracee_get_regs(tracee, &regs);
 	if (r < 0)
 		return r;
 	*ret_result = psc_regs_result(&regs);
@@ -313,7 +379,7 @@ int psc_tracee_call(struct psc_visit *visit, struct psc_tracee *tracee, const st
 	int r;
 
 	psc_regs_call(&regs, site->call, nr, args);
-	r = (int)psc_regs_set(tracee->tid, &regs);
+	r = psc_tracee_set_regs(tracee, &regs);
 	return r < 0 ? r : run_to_end_of_call(visit, tracee, site, listener, ret_result);
 }
 
@@ -324,79 +390,24 @@ int psc_tracee_run_main(struct psc_visit *visit, struct psc_tracee *tracee, cons
 	int r;
 
 	psc_regs_enter(&regs, site->main);
-	r = (int)psc_regs_set(tracee->tid, &regs);
+	r = psc_tracee_set_regs(tracee, &regs);
 	for (int stops = no_new_privs ? 2 : 0; r >= 0 && stops > 0; stops--)
-		r = resume_to(visit, tracee, site, false); /* entry and exit of prctl */
+		r = psc_tracee_resume(visit, tracee, site, PSC_STOP_SYSCALL); /* entry and exit of prctl */
 	return r < 0 ? r : run_to_end_of_call(visit, tracee, site, -1, ret_result);
-}
-
-/* From the making of a call to its end; the thread stops there, in the call still. */
-static int pass_call(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, long *ret_result)
-{
-	struct psc_regs regs;
-	int r = resume_to(visit, tracee, site, false);
-
-	if (r == 0)
-		r = resume_to(visit, tracee, site, false);
-	if (r == 0)
-		r = (int)psc_regs_get(tracee->tid, &regs);
-	if (r == 0)
-		*ret_result = psc_regs_result(&regs);
-	return r;
-}
-
-/* The new thread, which stands or will before its first instruction: to its end. */
-static int watch_trial(struct psc_visit *visit, pid_t tid, const struct psc_site *site, bool no_new_privs, long *ret_result)
-{
-	struct psc_tracee trial = { .tid = tid };
-	int status, r;
-
-	r = psc_visit_wait(visit, tid, &status);
-	if (r == 0 && !WIFSTOPPED(status))
-		return -ESRCH;
-	if (r == 0 && no_new_privs)
-		r = pass_call(visit, &trial, site, ret_result);
-	if (r == 0)
-		r = pass_call(visit, &trial, site, ret_result);
-	if (r < 0) {
-		psc_sys(SYS_ptrace, PTRACE_DETACH, tid, 0, 0);
-		return r;
-	}
-	do {
-		psc_sys(SYS_ptrace, PTRACE_CONT, tid, 0, 0);
-		r = psc_visit_wait(visit, tid, &status);
-	} while (r == 0 && WIFSTOPPED(status));
-	return r == -ECHILD ? 0 : r;
-}
-
-int psc_tracee_try(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, bool no_new_privs,
-		   long *ret_result)
-{
-	struct psc_regs regs = tracee->regs;
-	int r, stopped, tries = 10;
-
-	psc_regs_enter(&regs, site->main);
-	r = (int)psc_regs_set(tracee->tid, &regs);
-	do /* an interrupt must not be pending in clone(), which makes nothing then; a SIGSTOP may */
-		r = r < 0 ? r : pass_call(visit, tracee, site, ret_result);
-	while (r == 0 && *ret_result == -ERESTARTNOINTR && --tries > 0);
-	if (r == 0 && *ret_result > 0)
-		r = watch_trial(visit, (pid_t)*ret_result, site, no_new_privs, ret_result);
-	if (tracee->state != PSC_TRACEE_STOPPED)
-		return r < 0 ? r : -ESRCH;
-	stopped = resume_to(visit, tracee, site, true);
-	return r < 0 ? r : stopped;
 }
 
 int psc_tracee_restore(struct psc_visit *visit, struct psc_tracee *tracee)
 {
-	int r = 0;
+	int r = 0, masked = 0;
 
 	if (tracee->state != PSC_TRACEE_STOPPED)
 		return 0;
 	if (tracee->masked) {
-		r = (int)psc_sys(SYS_ptrace, PTRACE_SETSIGMASK, tracee->tid, 8, &tracee->sigmask);
-		tracee->masked = false;
+		masked = (int)request(PTRACE_SETSIGMASK, tracee->tid, 8, (uint64_t)&tracee->sigmask);
+		tracee->masked = masked < 0;
 	}
-	return r < 0 ? r : (int)psc_regs_set(tracee->tid, &tracee->regs);
+	if (tracee->injected)
+		r = set_regs(tracee, &tracee->regs);
+	tracee->injected &= r < 0;
+	return masked < 0 ? masked : r;
 }

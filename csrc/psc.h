@@ -266,6 +266,7 @@ enum psc_refusal {
 	/* Of one or many: */
 	PSC_REFUSED_FROZEN,	     /* in a frozen cgroup of v2, where no injected call is made */
 	PSC_REFUSED_LEADER_ENDED,    /* before Linux 6.9 no other thread's listener can be fetched */
+	PSC_REFUSED_NO_THREAD,	     /* what the kernel will say takes a dry run, and no thread can be made for it there */
 };
 
 enum psc_no_new_privs { PSC_NO_NEW_PRIVS_NEVER, PSC_NO_NEW_PRIVS_ALWAYS, PSC_NO_NEW_PRIVS_AUTO };
@@ -294,7 +295,7 @@ struct psc_attach_result {
 	bool no_new_privs_set;	/* by us; it stays, on failure too */
 	bool suspended;		/* earlier filters were suspended for it */
 	uint64_t stop_ns;	/* from the first interrupt to the last release */
-	size_t residue;		/* bytes of anonymous memory that had to stay mapped */
+	size_t residue;		/* bytes that had to stay: of anonymous memory, of code in unused room. On failure too */
 	size_t n_threads;
 	struct psc_thread_outcome *threads;
 

@@ -3,6 +3,7 @@
  *   visit.c   stop every thread of a process, and let it go again
  *   cave.c    find unused room in its executable memory
  *   inject.c  make one of its threads make system calls
+ *   loader.c  have a temporary thread of it load a program
  *   commit.c  what an attach does with these
  *   attach.c  who does it, and what happens before and after
  *
@@ -37,6 +38,7 @@ struct psc_tracee {
 	enum psc_tracee_state state;
 	bool group_stop;    /* stopped for its process's stop, not by us alone */
 	bool masked;	    /* its signals are blocked by us; sigmask has the real mask */
+	bool injected;	    /* its registers are in our code, which must stay */
 	uint64_t sigmask;
 	int filters;	    /* in its chain before anything was changed; -1: not asked */
 	struct psc_regs regs; /* as it was stopped, to be put back unmodified */
@@ -125,9 +127,9 @@ PSC_MUST_CHECK int psc_tracee_write(struct psc_visit *visit, struct psc_tracee *
 
 /* Code in the cave, made for one thread:
  *
- *   main:     [prctl] seccomp [close] [munmap] rt_sigprocmask, jump to restore
+ *   main:     [prctl] seccomp [close] [munmap], or a loader's, see loader.c
  *   call:     one system call instruction, arguments in registers
- *   restore:  all registers back, go on as if nothing had been
+ *   restore:  [rt_sigprocmask], all registers back, go on as if nothing had been
  *
  * Whatever the thread is set to execute here runs to the end by itself: if the
  * injector is killed the kernel detaches, and the thread completes the call,
@@ -144,7 +146,7 @@ struct psc_script {
 	bool no_new_privs;
 	bool close_listener, unmap, unmask;
 	uint64_t map, map_size;
-	bool trial;	    /* main is for psc_tracee_try() */
+	bool loader;	    /* a temporary thread does it */
 };
 
 /* Write the code into the cave. -ENOSPC: it does not fit. */
@@ -155,7 +157,10 @@ PSC_MUST_CHECK int psc_site_build(struct psc_visit *visit, struct psc_tracee *tr
 PSC_MUST_CHECK int psc_tracee_block_signals(struct psc_tracee *tracee);
 
 /* Most bytes that psc_site_build() needs. */
-#define PSC_SITE_SIZE 320
+#define PSC_SITE_SIZE 384
+
+/* A result that only tracers see: the call is made again by itself. */
+#define PSC_ERESTARTNOINTR 513
 
 /* Have the thread make one call. *ret_result is what it returned, an error of
  * the call itself included. listener >= 0: the call may be notified there and is
@@ -168,12 +173,38 @@ PSC_MUST_CHECK int psc_tracee_call(struct psc_visit *visit, struct psc_tracee *t
 PSC_MUST_CHECK int psc_tracee_run_main(struct psc_visit *visit, struct psc_tracee *tracee,
 				       const struct psc_site *site, bool no_new_privs, long *ret_result);
 
-/* Find out what seccomp() will say. The site's main, made with trial, has the thread
- * make another one, with its filters and with descriptors of its own, that loads the
- * program for itself alone and ends at once. *ret_result as of psc_tracee_run_main(),
- * or what clone() said. */
-PSC_MUST_CHECK int psc_tracee_try(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
-				  bool no_new_privs, long *ret_result);
+/* The stop that a thread is resumed to. */
+enum psc_stop {
+	PSC_STOP_SYSCALL, /* the entry or the exit of its next system call */
+	PSC_STOP_CLONE,   /* the same, or the birth of a thread: 1 */
+	PSC_STOP_TRAP,    /* that of an interrupt, made pending first: at the end of the call that it is in */
+	PSC_STOP_EXIT,    /* it is about to end (PTRACE_O_TRACEEXIT) */
+};
+
+/* Resume a thread that executes a site's code, until that stop. Errors as psc_tracee_call(). */
+PSC_MUST_CHECK int psc_tracee_resume(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
+				     enum psc_stop wanted);
+
+/* The registers of a stopped thread. A request that fails is repeated: a failure that passes must not
+ * leave a thread in our code. */
+PSC_MUST_CHECK int psc_tracee_get_regs(const struct psc_tracee *tracee, struct psc_regs *ret_regs);
+PSC_MUST_CHECK int psc_tracee_set_regs(struct psc_tracee *tracee, const struct psc_regs *regs);
+
+/* Have the thread run main, made with script.loader, up to the birth of a thread, which then
+ * stands before its first instruction as *ret_loader. Options are its PTRACE_O_*.
+ * 1: clone() failed with *ret_error; there is no loader. Else as psc_tracee_call(). If
+ * ret_loader->injected is set, end the loader. */
+PSC_MUST_CHECK int psc_loader_start(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
+				    unsigned long options, struct psc_tracee *ret_loader, long *ret_error);
+
+/* Run the loader to its end, where it stands with its descriptors still open. *ret_result is what
+ * seccomp() returned. -ESRCH: it died. */
+PSC_MUST_CHECK int psc_loader_run(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site,
+				  long *ret_result);
+
+/* Wait for its death. One that has not run ends without having loaded anything. The code that it
+ * runs may be removed only if loader->injected is false then. */
+PSC_MUST_CHECK int psc_loader_end(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site);
 
 /* Put registers and signal mask back. */
 PSC_MUST_CHECK int psc_tracee_restore(struct psc_visit *visit, struct psc_tracee *tracee);

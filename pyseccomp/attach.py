@@ -71,7 +71,8 @@ class AttachResult:
     stop_ns: int
     """How long the target was stopped, in nanoseconds, from the first interrupt to the last release."""
     residue: int
-    """Bytes of memory that stay mapped in the target because its filters forbid munmap; 0 otherwise."""
+    """Bytes that stay in the target, 0 as a rule: memory that its filters forbid to unmap, or injected code that could not be
+    removed safely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -626,6 +627,8 @@ def installed(raw: Raw, attachment: Attachment) -> Installed:
         error = explain(refusal, -r, attachment.pid, tid, tracer, tuple(t[0] for t in threads), attachment.timeout)
         if nnp:
             error.add_note("no_new_privs was set in the target before the kernel refused, and stays set")
+        if residue:
+            error.add_note(f"{residue} bytes of injected code or memory stay in the target, which may still use them")
         raise error
     outcomes = tuple(ThreadOutcome(t[0], _known(t[1]), _known(t[2])) for t in threads)
     return AttachResult(outcomes, nnp, suspended, stop_ns, residue), listeners
@@ -699,12 +702,13 @@ def explain(
                 f"{what}: the injected call did not come to its end in time (frozen meanwhile?); it may when it runs on, and the "
                 "filter is in force then",
             )
-        case 11:
+        case 11 if error == errno.EFAULT:
             return AttachError(
                 error,
-                f"{what}: it could not execute the injected call ({os.strerror(error)}); is syscall user dispatch on, as "
-                "under Wine?",
+                f"{what}: the injected call raised a signal instead of being executed; is syscall user dispatch on there?",
             )
+        case 11:
+            return AttachError(error, f"{what}: a ptrace request failed while it was made to call ({os.strerror(error)}); try again")
         case 12:
             return AttachError(error, f"{what}: the injecting process could not run or was killed: {os.strerror(error)}")
         case 13:
@@ -724,6 +728,12 @@ def explain(
                 errno.EOPNOTSUPP,
                 f"{what}: its first thread has ended, and this kernel (before Linux 6.9) cannot fetch a listener from another; "
                 "nothing was changed; use a program without NOTIFY",
+            )
+        case 21:
+            return AttachError(
+                error,
+                f"{what}: it has filters or few descriptors, so a dry run in a temporary thread of it must tell whether the kernel "
+                f"accepts the filter, and {_why_no_thread(error)}; nothing was changed; attach to it alone, without tree= and cgroup=",
             )
         case 18:
             return AttachError(error, f"{what}: no descriptor is free here for its listener ({os.strerror(error)}); raise RLIMIT_NOFILE")
@@ -758,6 +768,17 @@ def _kernel_refusal(error: int, what: str, tid: int | None) -> AttachError | Uns
         case errno.EINVAL:
             return UnsupportedError(error, f"{what}: this kernel does not know the flags of the filter")
     return AttachError(error, f"{what}: {os.strerror(error)}", tid=tid)
+
+
+def _why_no_thread(error: int) -> str:
+    match error:
+        case errno.EAGAIN:
+            return "it can make no thread (RLIMIT_NPROC, or pids.max of its cgroup)"
+        case errno.EINVAL:
+            return "it can make no thread after unshare(CLONE_NEWPID)"
+        case errno.EOPNOTSUPP:
+            return "the filter, or one that it has, does not let a thread end (exit)"
+    return f"it can make no thread ({os.strerror(error)})"
 
 
 def _why_not_permitted(pid: int) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Outcome = Literal["filtered", "gone", "skipped", "refused", "failed", "unchanged"]
 
-_INJECTOR, _CALLER, _FROZEN = 12, 15, 19  # enum psc_refusal
+_INJECTOR, _CALLER, _FROZEN, _NO_THREAD = 12, 15, 19, 21  # enum psc_refusal
 _BECAME: tuple[Outcome, ...] = ("unchanged", "filtered", "gone", "skipped", "failed")  # enum psc_became
 
 
@@ -212,7 +212,7 @@ class GroupAttachment(Attachment):
         self, r: int, refusal: int, blamed: int, members: list[tuple[int, int, Raw]], results: tuple[MemberOutcome, ...]
     ) -> AttachError | UnsupportedError | KernelError:
         error: AttachError | UnsupportedError | KernelError
-        if blamed >= 0 and (refusal < _CALLER or refusal == _FROZEN):
+        if blamed >= 0 and (refusal < _CALLER or refusal in (_FROZEN, _NO_THREAD)):
             error = self._explain_member(members[blamed][2])
         else:
             error = self._explain_all(-r, refusal)
@@ -224,7 +224,8 @@ class GroupAttachment(Attachment):
             partial = PartialAttachError(-r, text, done=tids)
             partial.results = results
             return partial
-        if results and not (refusal == _INJECTOR and r == -errno.EINTR):
+        killed = refusal == _INJECTOR and r == -errno.EINTR
+        if results and not killed and not any(raw[10] for _, _, raw in members):
             error.add_note(f"nothing was changed in any process of {self.what}")
         return error
 

@@ -82,6 +82,12 @@ static inline long psc_regs_result(const struct psc_regs *regs)
 	return psc_abi_of(regs)->wide ? (long)regs->r.rax : (long)(int32_t)regs->r.rax;
 }
 
+/* What psc_emit_save_result() saved. */
+static inline long psc_regs_saved(const struct psc_regs *regs)
+{
+	return (int32_t)(psc_abi_of(regs)->wide ? regs->r.rbx : regs->r.rdi);
+}
+
 /* The call a stopped thread was in, or -1 when it was in user code. */
 static inline long psc_regs_syscall(const struct psc_regs *regs)
 {
@@ -228,6 +234,15 @@ static inline void psc_emit_call(struct psc_code *code, const struct psc_abi *ab
 		psc_emit_load(code, abi->wide, regs[i], args[i]);
 	psc_emit_load(code, abi->wide, 0, (uint64_t)nr);
 	psc_emit_syscall(code, abi);
+}
+
+/* Keep the result of a call, 32 bits of it, past calls of up to four arguments. */
+static inline void psc_emit_save_result(struct psc_code *code, const struct psc_abi *abi)
+{
+	if (abi->wide)
+		psc_emit_bytes(code, 0x89, 0xc3); /* mov %eax, %ebx */
+	else
+		psc_emit_bytes(code, 0x89, 0xc7); /* mov %eax, %edi */
 }
 
 /* test %eax,%eax; js target. The target is patched in by psc_emit_land(). */

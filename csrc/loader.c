@@ -1,0 +1,142 @@
+/* loader.c - have a temporary thread of the target load a program.
+ *
+ *   maker    clone() ............. stands until the loader ends ....... restored
+ *   loader           stands at birth, [prctl] seccomp [munmap] exit()
+ *
+ * The loader shares the memory of its maker and has its filters, but it has a copy of
+ * its descriptors: a listener that it makes is in no table of the target. It is a thread
+ * of the target that the tracer owns from its birth (PTRACE_O_TRACECLONE).
+ *
+ * The invariant: the loader executes code in the cave until it is seen in exit() or dead.
+ * Until then loader->injected is set, and the code stays.
+ *
+ * clone() returns the loader's number in the target's pid namespace. The tracer takes it
+ * from PTRACE_GETEVENTMSG, which translates it.
+ */
+#define _GNU_SOURCE
+#include "tracee.h"
+
+#include <linux/ptrace.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#define BIRTH_TRIES 10
+#define MESSAGE_TRIES 3
+
+/* The thread that the maker, in the event of its birth, has made. It is traced already, and
+ * stands or will. */
+static int take_newborn(struct psc_visit *visit, const struct psc_tracee *maker, struct psc_tracee *ret_loader)
+{
+	unsigned long tid = 0;
+	int status, r = -EIO;
+
+	for (int tries = 0; r < 0 && tries < MESSAGE_TRIES; tries++)
+		r = (int)psc_sys(SYS_ptrace, PTRACE_GETEVENTMSG, maker->tid, 0, &tid);
+	*ret_loader = (struct psc_tracee){ .tid = (pid_t)tid, .state = PSC_TRACEE_RUNNING, .injected = true };
+	if (r == 0)
+		r = psc_visit_wait(visit, (pid_t)tid, &status);
+	if (r < 0)
+		return r;
+	if (!WIFSTOPPED(status)) {
+		ret_loader->state = PSC_TRACEE_DEAD;
+		ret_loader->injected = false;
+		return -ESRCH;
+	}
+	ret_loader->state = PSC_TRACEE_STOPPED;
+	return psc_tracee_get_regs(ret_loader, &ret_loader->regs);
+}
+
+/* clone() makes nothing while a signal is pending (ERESTARTNOINTR), and is made again. */
+static int run_to_birth(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, long *ret_error)
+{
+	int r = 0;
+
+	for (int tries = 0; r == 0 && tries < BIRTH_TRIES; tries++) {
+		struct psc_regs regs;
+
+		r = psc_tracee_resume(visit, tracee, site, PSC_STOP_SYSCALL);
+		if (r == 0)
+			r = psc_tracee_resume(visit, tracee, site, PSC_STOP_CLONE);
+		if (r != 0)
+			return r;
+		r = psc_tracee_get_regs(tracee, &regs);
+		*ret_error = psc_regs_result(&regs);
+		if (r == 0 && *ret_error != -PSC_ERESTARTNOINTR)
+			return 0;
+	}
+	return r < 0 ? r : -EAGAIN;
+}
+
+int psc_loader_start(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
+		     unsigned long options, struct psc_tracee *ret_loader, long *ret_error)
+{
+	struct psc_regs regs = tracee->regs;
+	int r;
+
+	*ret_loader = (struct psc_tracee){ .state = PSC_TRACEE_DEAD };
+	psc_regs_enter(&regs, site->main);
+	r = psc_tracee_set_regs(tracee, &regs);
+	if (r == 0)
+		r = run_to_birth(visit, tracee, site, ret_error);
+	if (r == 0)
+		return 1;
+	if (r == 1)
+		r = take_newborn(visit, tracee, ret_loader);
+	if (r == 0)
+		r = (int)psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, ret_loader->tid, 0, options | PTRACE_O_TRACEEXIT);
+	if (r == 0)
+		r = psc_tracee_block_signals(ret_loader);
+	return r;
+}
+
+int psc_loader_run(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site, long *ret_result)
+{
+	const struct psc_abi *abi = psc_abi_of(&loader->regs);
+	struct psc_regs regs;
+	int r = psc_tracee_resume(visit, loader, site, PSC_STOP_EXIT);
+
+	if (r == 0)
+		r = psc_tracee_get_regs(loader, &regs);
+	if (r < 0)
+		return r;
+	loader->injected = false;
+	if (psc_regs_syscall(&regs) != abi->exit || psc_regs_ip(&regs) < site->main || psc_regs_ip(&regs) >= site->end)
+		return -ESRCH; /* its process is being killed */
+	*ret_result = psc_regs_saved(&regs);
+	return 0;
+}
+
+/* Have a loader that has not run, or not to its end, call exit(). */
+static int divert(struct psc_tracee *loader, const struct psc_site *site)
+{
+	const uint64_t args[6] = { 0 };
+	struct psc_regs regs = loader->regs;
+
+	if (!loader->injected)
+		return 0;
+	psc_regs_call(&regs, site->call, psc_abi_of(&regs)->exit, args);
+	return psc_tracee_set_regs(loader, &regs);
+}
+
+int psc_loader_end(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site)
+{
+	int r = 0, status;
+
+	if (loader->state == PSC_TRACEE_DEAD)
+		return 0;
+	if (loader->state == PSC_TRACEE_STOPPED)
+		r = divert(loader, site);
+	while (r == 0) {
+		if (loader->state == PSC_TRACEE_STOPPED)
+			psc_sys(SYS_ptrace, PTRACE_CONT, loader->tid, 0, 0);
+		r = psc_visit_wait(visit, loader->tid, &status);
+		if (r == -ECHILD || (r == 0 && !WIFSTOPPED(status))) {
+			loader->state = PSC_TRACEE_DEAD;
+			loader->injected = false;
+			return 0;
+		}
+		loader->state = PSC_TRACEE_STOPPED;
+		visit->stop_signal |= status >> 16 == 0 && WSTOPSIG(status) == SIGSTOP;
+	}
+	return r;
+}
