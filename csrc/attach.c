@@ -312,6 +312,19 @@ static void clean_up(struct psc_job *job)
 	free(job->image);
 }
 
+/* What the stop itself would break, where filters cannot be suspended. */
+static int check_interruption(struct psc_job *job)
+{
+	const struct psc_abi *abi = psc_abi_usual(job->before.elf_class != ELFCLASS32);
+	bool denied = psc_restart_is_denied(job->options->insns, job->options->len, abi), filtered = false;
+
+	for (size_t i = 0; i < job->before.n_threads; i++)
+		filtered |= job->before.threads[i].seccomp == SECCOMP_MODE_FILTER;
+	if (!filtered && !denied)
+		return 0;
+	return psc_restart_may_suspend() ? 0 : psc_restart_check(job, denied ? abi : NULL);
+}
+
 static int attach(struct psc_job *job)
 {
 	int r = look(job);
@@ -320,6 +333,8 @@ static int attach(struct psc_job *job)
 		r = try_rights(job);
 	if (r == 0)
 		r = prepare(job);
+	if (r == 0)
+		r = check_interruption(job);
 	if (r < 0)
 		return r;
 	r = run_injector(job);

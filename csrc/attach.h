@@ -74,6 +74,14 @@ void psc_job_give_up(struct psc_job *job);
  * what the kernel says of each now. NULL: no memory. */
 struct psc_thread_outcome *psc_outcomes_report(const struct psc_thread_outcome *mapped, size_t n, int pidfd);
 
+/* Before the first thread is stopped, with job->visit.tasks open, where filters cannot be
+ * suspended: refuse if a thread carries filters, or waits in a call that the stop would make
+ * resume by restart_syscall. denied: the ABI for which the program forbids that, or NULL. */
+PSC_MUST_CHECK int psc_restart_check(struct psc_job *job, const struct psc_abi *denied);
+
+/* The same of stopped threads, by their registers. */
+PSC_MUST_CHECK int psc_restart_check_stopped(struct psc_job *job);
+
 /* Which thread makes the call: the leader, whose fd table a pidfd reaches on every
  * kernel; any other if that one has exited. NULL: none is left. */
 struct psc_tracee *psc_job_choose(struct psc_job *job);

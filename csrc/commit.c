@@ -565,7 +565,9 @@ int psc_job_commit(struct psc_job *job)
 
 	if (!tracee)
 		return psc_job_refuse(job, PSC_REFUSED_GONE, -ESRCH);
-	r = make_outcomes(job);
+	r = job->manager ? psc_restart_check_stopped(job) : 0;
+	if (r == 0)
+		r = make_outcomes(job);
 	if (r < 0)
 		return r;
 	r = apply(job, tracee, seccomp_flags(job, !job->options->leader_only), &result->listener);
@@ -742,6 +744,8 @@ int psc_job_check(struct psc_job *job)
 		return psc_job_refuse(job, PSC_REFUSED_GONE, -ESRCH);
 	commit.abi = psc_abi_of(&tracee->regs);
 	r = check_threads(job);
+	if (r == 0)
+		r = psc_restart_check_stopped(job);
 	if (r == 0)
 		r = check_rights(job);
 	if (r == 0 && job->notifies)

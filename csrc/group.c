@@ -151,6 +151,8 @@ static int begin_stop(struct psc_group *group, struct psc_member *member)
 		return psc_group_refuse(group, member, PSC_REFUSED_DESCRIPTORS, r);
 	if (psc_visit_is_frozen(member->pid))
 		return failed(group, member, psc_job_refuse(&member->job, PSC_REFUSED_FROZEN, -EAGAIN));
+	if (!group->may_suspend && psc_restart_check(&member->job, group->denies_restart) < 0)
+		return failed(group, member, -EACCES);
 	visit->deadline = group->deadline;
 	r = psc_visit_begin_stop(visit);
 	return r < 0 ? failed(group, member, psc_job_stop_failed(&member->job, r)) : 0;
@@ -411,6 +413,9 @@ static int work(void *arg)
 		psc_sys(SYS_setpriority, PRIO_PROCESS, 0, -20);
 	}
 	group->injector = (pid_t)psc_sys(SYS_getpid);
+	group->may_suspend = psc_restart_may_suspend();
+	if (psc_restart_is_denied(group->options->attach.insns, group->options->attach.len, psc_abi_usual(true)))
+		group->denies_restart = psc_abi_usual(true);
 	psc_sys(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &limit);
 	most = (struct rlimit){ limit.rlim_max, limit.rlim_max };
 	psc_sys(SYS_prlimit64, 0, RLIMIT_NOFILE, &most, 0);

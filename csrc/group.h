@@ -34,6 +34,8 @@ struct psc_group {
 	struct psc_member *blamed;
 	enum psc_refusal refusal;	 /* if refused, with outcome */
 	bool refused;
+	bool may_suspend;		 /* psc_restart_may_suspend() */
+	const struct psc_abi *denies_restart; /* the program does, for tasks of this ABI; NULL */
 	pid_t injector;
 	unsigned int scans;
 	unsigned int found; /* by the last scan */

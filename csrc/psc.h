@@ -267,6 +267,8 @@ enum psc_refusal {
 	PSC_REFUSED_FROZEN,	     /* in a frozen cgroup of v2, where no injected call is made */
 	PSC_REFUSED_LEADER_ENDED,    /* before Linux 6.9 no other thread's listener can be fetched */
 	PSC_REFUSED_NO_THREAD,	     /* what the kernel will say takes a dry run, and no thread can be made for it there */
+	PSC_REFUSED_RESTART,	     /* thread tid resumes its call by restart_syscall, which the program forbids:
+					filters cannot be suspended (-EACCES), or it is in a group-stop (-EAGAIN) */
 };
 
 enum psc_no_new_privs { PSC_NO_NEW_PRIVS_NEVER, PSC_NO_NEW_PRIVS_ALWAYS, PSC_NO_NEW_PRIVS_AUTO };

@@ -4,6 +4,7 @@
  *   cave.c    find unused room in its executable memory
  *   inject.c  make one of its threads make system calls
  *   loader.c  have a temporary thread of it load a program
+ *   restart.c let threads go whose call resumes by restart_syscall
  *   commit.c  what an attach does with these
  *   attach.c  who does it, and what happens before and after
  *
@@ -31,7 +32,11 @@ enum psc_tracee_state {
 	PSC_TRACEE_RUNNING, /* seized, not stopped yet */
 	PSC_TRACEE_STOPPED,
 	PSC_TRACEE_DEAD,
+	PSC_TRACEE_LEFT, /* released, but traced until this tracer exits: see restart.c */
 };
+
+#define PSC_SEIZE_OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
+#define PSC_ERESTART_RESTARTBLOCK 516 /* of the kernel, for tracers to see */
 
 struct psc_tracee {
 	pid_t tid;
@@ -81,11 +86,15 @@ PSC_MUST_CHECK int psc_visit_stop(struct psc_visit *visit);
  * on their way to a stop at once, which psc_visit_stop() then waits for. Errors as there. */
 PSC_MUST_CHECK int psc_visit_begin_stop(struct psc_visit *visit);
 
-/* Let them run again, seized still; who was in a group-stop stays in it. */
+/* Let the threads run again, seized still; a thread in a group-stop stays in it. A call that
+ * resumes by restart_syscall is passed as by psc_restart_step(), so syscall-stops may follow. */
 void psc_visit_resume(struct psc_visit *visit);
 
 /* Interrupt those that run, for psc_visit_stop(). */
 void psc_visit_interrupt(struct psc_visit *visit);
+
+/* Resume a thread from a stop that is not the wanted one, so that it stops soon again. */
+void psc_visit_stop_again(struct psc_visit *visit, pid_t tid, int status);
 
 /* The timer that wakes blocking waits, to look at the clock. psc_visit_stop() begins
  * it; for who waits long, or stops many, it can be ended and begun again. */
@@ -95,7 +104,9 @@ void psc_visit_stop_timer(struct psc_visit *visit);
 /* Take note of a thread that is traced already. -ENOMEM. */
 PSC_MUST_CHECK int psc_visit_add(struct psc_visit *visit, pid_t tid);
 
-/* Let all threads go, each as it was. The list of them stays. */
+/* Let all threads go, each as it was. The list of them stays. Threads that become
+ * PSC_TRACEE_LEFT are detached by the exit of the calling thread or process: it must exit
+ * soon, and without PTRACE_O_EXITKILL set on others. */
 void psc_visit_release(struct psc_visit *visit);
 
 /* Free the list. */
@@ -105,6 +116,35 @@ void psc_visit_destroy(struct psc_visit *visit);
 PSC_MUST_CHECK int psc_visit_wait(struct psc_visit *visit, pid_t tid, int *ret_status);
 
 struct psc_tracee *psc_visit_find(struct psc_visit *visit, pid_t tid);
+
+/* The signal that a stop is about, to be passed on; 0 for all stops but a signal's. */
+int psc_stop_signal(int status);
+
+/* Does the thread of these registers go on by restart_syscall(2) when it is resumed? */
+bool psc_restart_is_pending(const struct psc_regs *regs);
+
+/* Does the program forbid restart_syscall to tasks of this ABI? */
+bool psc_restart_is_denied(const struct sock_filter *insns, size_t len, const struct psc_abi *abi);
+
+/* Does the program allow the restart_syscall that a thread of these registers makes? */
+bool psc_restart_is_allowed_by(const struct sock_filter *insns, size_t len, const struct psc_regs *regs);
+
+enum psc_restart {
+	PSC_RESTART_NONE,	/* nothing done: resume or detach the thread, with psc_stop_signal() */
+	PSC_RESTART_UNDER_WAY,	/* resumed; it stops again before it executes anything of its own */
+	PSC_RESTART_ENTERED,	/* resumed into restart_syscall, filters suspended until the syscall-exit-stop */
+};
+
+/* At a stop of a thread, status as of wait(2): if it is about to call restart_syscall and its
+ * filters forbid that, take it one step further. The same is to be called at each stop that
+ * follows. options: PTRACE_O_* that the thread shall have. */
+enum psc_restart psc_restart_step(pid_t tid, int status, unsigned long options);
+
+/* Of psc_visit_release(): the stopped threads that were in such a call. */
+void psc_restart_let_go(struct psc_visit *visit);
+
+/* May this process suspend the filters of a target? */
+bool psc_restart_may_suspend(void);
 
 /* Unused zero bytes at the end of a private executable mapping. */
 struct psc_cave {

@@ -39,12 +39,14 @@
 #define FORKS (PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK)
 #define FIRED 1
 
-void psc_trigger_resume(pid_t tid, int status)
+void psc_trigger_resume(pid_t tid, int status, unsigned long options)
 {
-	int signal = PSC_EVENT(status) == 0 ? WSTOPSIG(status) : 0;
 	bool group_stop = PSC_EVENT(status) == PTRACE_EVENT_STOP && WSTOPSIG(status) != SIGTRAP;
 
-	psc_sys(SYS_ptrace, group_stop ? PTRACE_LISTEN : PTRACE_CONT, tid, 0, signal);
+	if (group_stop)
+		psc_sys(SYS_ptrace, PTRACE_LISTEN, tid, 0, 0);
+	else if (psc_restart_step(tid, status, options) == PSC_RESTART_NONE)
+		psc_sys(SYS_ptrace, PTRACE_CONT, tid, 0, psc_stop_signal(status));
 }
 
 static void on_child(int sig)
@@ -116,6 +118,19 @@ static void set_options(struct psc_visit *visit, unsigned long options)
 			psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, visit->tracees[i].tid, 0, USUAL | options);
 }
 
+/* Refuse now what could only end in a kill when the event comes. */
+static int check_suspension(struct psc_trigger *trigger)
+{
+	struct psc_job *job = &trigger->job;
+
+	if (psc_restart_may_suspend())
+		return 0;
+	/* At its first fork its other threads may wait in calls that resume by restart_syscall. */
+	if (trigger->event == ON_FORK_ALL && psc_restart_is_denied(job->options->insns, job->options->len, psc_abi_usual(true)))
+		return psc_job_refuse(job, PSC_REFUSED_RESTART, -EACCES);
+	return psc_restart_check(job, NULL);
+}
+
 static int seize_target(struct psc_trigger *trigger)
 {
 	static const unsigned long wanted[] = { [ON_FORK] = FORKS, [ON_FORK_ALL] = FORKS | PTRACE_O_TRACEVFORKDONE };
@@ -126,6 +141,9 @@ static int seize_target(struct psc_trigger *trigger)
 		return r;
 	if (psc_sys(SYS_pidfd_send_signal, trigger->options.pidfd, 0, 0, 0) == -ESRCH)
 		return psc_job_refuse(&trigger->job, PSC_REFUSED_GONE, -ESRCH);
+	r = check_suspension(trigger);
+	if (r < 0)
+		return r;
 	visit->deadline = psc_now_ns() + trigger->options.timeout_ns;
 	r = psc_visit_stop(visit);
 	psc_visit_stop_timer(visit);
@@ -177,7 +195,7 @@ static int take_child(struct psc_trigger *trigger, pid_t pid)
 		r = psc_visit_add(visit, pid);
 	if (r < 0)
 		return r;
-	psc_trigger_resume(pid, status);
+	psc_trigger_resume(pid, status, USUAL | visit->options);
 	return 0;
 }
 
@@ -197,7 +215,7 @@ static int follow_spawner(struct psc_trigger *trigger)
 			return psc_job_refuse(&trigger->job, PSC_REFUSED_GONE, -ESRCH);
 		event = PSC_EVENT(status);
 		if (event != PTRACE_EVENT_FORK && event != PTRACE_EVENT_VFORK && event != PTRACE_EVENT_CLONE) {
-			psc_trigger_resume(spawner, status);
+			psc_trigger_resume(spawner, status, USUAL | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK);
 			continue;
 		}
 		psc_sys(SYS_ptrace, PTRACE_GETEVENTMSG, spawner, 0, &born);
@@ -225,7 +243,7 @@ static int welcome(struct psc_trigger *trigger, pid_t tid, int status)
 		psc_sys(SYS_ptrace, PTRACE_DETACH, tid, 0, 0);
 		return 0;
 	}
-	psc_trigger_resume(tid, status);
+	psc_trigger_resume(tid, status, USUAL | visit->options);
 	return psc_visit_add(visit, tid);
 }
 
@@ -257,7 +275,7 @@ static int wait_for_exec(struct psc_trigger *trigger)
 		else if (!psc_visit_find(visit, tid))
 			r = welcome(trigger, tid, status);
 		else
-			psc_trigger_resume(tid, status);
+			psc_trigger_resume(tid, status, USUAL | visit->options);
 		if (r < 0)
 			return r;
 	}

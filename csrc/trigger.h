@@ -42,8 +42,9 @@ struct psc_trigger {
 /* Wait for a stop or death of tid (-1: any). -ECANCELED: disarmed. -ESRCH: nobody is traced. */
 PSC_MUST_CHECK int psc_trigger_next_stop(struct psc_trigger *trigger, pid_t tid, pid_t *ret_tid, int *ret_status);
 
-/* Let a stopped thread run on, seized still, with its signal if that is why it stopped. */
-void psc_trigger_resume(pid_t tid, int status);
+/* Let a stopped thread run on, seized still, with its signal if that is why it stopped, or
+ * through restart_syscall. options: what psc_restart_step() takes. */
+void psc_trigger_resume(pid_t tid, int status, unsigned long options);
 
 bool psc_trigger_is_thread(pid_t pid, pid_t tid);
 

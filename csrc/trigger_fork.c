@@ -30,7 +30,7 @@
 
 static void detach(pid_t tid, int status)
 {
-	psc_sys(SYS_ptrace, PTRACE_DETACH, tid, 0, PSC_EVENT(status) == 0 ? WSTOPSIG(status) : 0);
+	psc_sys(SYS_ptrace, PTRACE_DETACH, tid, 0, psc_stop_signal(status));
 }
 
 /* ---------------------------------------------------------------- a child */
@@ -179,7 +179,7 @@ static int handle(struct psc_trigger *trigger, pid_t tid, int status)
 	}
 	if (has_forked(trigger, tid, status))
 		return FORKED;
-	psc_trigger_resume(tid, status);
+	psc_trigger_resume(tid, status, PSC_SEIZE_OPTIONS | visit->options);
 	return known ? 0 : psc_visit_add(visit, tid);
 }
 
@@ -207,8 +207,7 @@ static void serve_children(struct psc_trigger *trigger)
 			/* It stops again, for psc_visit_stop(). */
 			if (!psc_visit_find(visit, (pid_t)tid) && psc_visit_add(visit, (pid_t)tid) < 0)
 				psc_sys(SYS_kill, visit->tgid, SIGKILL);
-			psc_sys(SYS_ptrace, PTRACE_INTERRUPT, tid, 0, 0);
-			psc_sys(SYS_ptrace, PTRACE_CONT, tid, 0, PSC_EVENT(status) == 0 ? WSTOPSIG(status) : 0);
+			psc_visit_stop_again(visit, (pid_t)tid, status);
 		} else {
 			welcome_child(trigger, (pid_t)tid, status);
 		}

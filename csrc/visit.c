@@ -23,7 +23,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#define SEIZE_OPTIONS (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
+#define INTERRUPTED (PTRACE_EVENT_STOP << 16 | SIGTRAP << 8 | 0x7f) /* as wait(2) tells it */
 
 struct psc_tracee *psc_visit_find(struct psc_visit *visit, pid_t tid)
 {
@@ -175,7 +175,7 @@ static int seize(struct psc_visit *visit, pid_t tid)
 	if (!visit->since)
 		visit->since = psc_now_ns();
 	__atomic_store_n(&visit->seizing, tid, __ATOMIC_RELAXED);
-	r = psc_sys(SYS_ptrace, PTRACE_SEIZE, tid, 0, SEIZE_OPTIONS);
+	r = psc_sys(SYS_ptrace, PTRACE_SEIZE, tid, 0, PSC_SEIZE_OPTIONS);
 	__atomic_store_n(&visit->seizing, 0, __ATOMIC_RELAXED);
 	return r == 0 ? 1 : seize_refused(visit, tid, (int)r);
 }
@@ -300,6 +300,18 @@ static int adopt_newborn(struct psc_visit *visit, pid_t parent)
 	return 0;
 }
 
+void psc_visit_stop_again(struct psc_visit *visit, pid_t tid, int status)
+{
+	int signal = psc_stop_signal(status);
+
+	psc_sys(SYS_ptrace, PTRACE_INTERRUPT, tid, 0, 0);
+	/* A syscall-stop: psc_restart_step() had the thread begin a call, which it must end so. */
+	if (status >> 16 == 0 && !signal &&
+	    psc_restart_step(tid, status, PSC_SEIZE_OPTIONS | visit->options) != PSC_RESTART_NONE)
+		return;
+	psc_sys(SYS_ptrace, PTRACE_CONT, tid, 0, signal);
+}
+
 /* Wait until one thread is stopped by our interrupt or in a group-stop, or dead. */
 static int stop_one(struct psc_visit *visit, size_t index)
 {
@@ -307,7 +319,7 @@ static int stop_one(struct psc_visit *visit, size_t index)
 
 	while (visit->tracees[index].state == PSC_TRACEE_RUNNING) {
 		struct psc_tracee *tracee;
-		int status, event, r, signal = 0;
+		int status, event, r;
 
 		r = psc_visit_wait(visit, tid, &status);
 		if (r < 0 && r != -ECHILD)
@@ -329,10 +341,7 @@ static int stop_one(struct psc_visit *visit, size_t index)
 			forget_exec_victim(visit, tid);
 		else if (event == PTRACE_EVENT_CLONE)
 			r = adopt_newborn(visit, tid);
-		else if (event == 0)
-			signal = WSTOPSIG(status);
-		psc_sys(SYS_ptrace, PTRACE_INTERRUPT, tid, 0, 0);
-		psc_sys(SYS_ptrace, PTRACE_CONT, tid, 0, signal);
+		psc_visit_stop_again(visit, tid, status);
 		if (r < 0)
 			return r;
 	}
@@ -436,7 +445,10 @@ void psc_visit_resume(struct psc_visit *visit)
 		if (tracee->state != PSC_TRACEE_STOPPED)
 			continue;
 		tracee->state = PSC_TRACEE_RUNNING;
-		psc_sys(SYS_ptrace, tracee->group_stop ? PTRACE_LISTEN : PTRACE_CONT, tracee->tid, 0, 0);
+		if (tracee->group_stop)
+			psc_sys(SYS_ptrace, PTRACE_LISTEN, tracee->tid, 0, 0);
+		else if (psc_restart_step(tracee->tid, INTERRUPTED, PSC_SEIZE_OPTIONS | visit->options) == PSC_RESTART_NONE)
+			psc_sys(SYS_ptrace, PTRACE_CONT, tracee->tid, 0, 0);
 	}
 }
 
@@ -448,9 +460,13 @@ void psc_visit_release(struct psc_visit *visit)
 {
 	if (visit->stop_signal)
 		psc_sys(SYS_kill, visit->tgid, SIGSTOP);
-	for (size_t i = 0; i < visit->n; i++)
-		if (visit->tracees[i].state == PSC_TRACEE_STOPPED)
-			psc_sys(SYS_ptrace, PTRACE_DETACH, visit->tracees[i].tid, 0, 0);
+	for (size_t i = 0; i < visit->n; i++) {
+		const struct psc_tracee *tracee = &visit->tracees[i];
+
+		if (tracee->state == PSC_TRACEE_STOPPED && (tracee->group_stop || !psc_restart_is_pending(&tracee->regs)))
+			psc_sys(SYS_ptrace, PTRACE_DETACH, tracee->tid, 0, 0);
+	}
+	psc_restart_let_go(visit);
 }
 
 void psc_visit_destroy(struct psc_visit *visit)

@@ -640,7 +640,7 @@ def _known(count: int) -> int | None:
 
 def may_suspend_filters() -> bool:
     """True if this process may suspend the filters of a target."""
-    return gate.has_capability(gate.SYS_ADMIN) and all(t.seccomp == "disabled" for t in query(os.getpid()).threads)
+    return gate.has_capability(gate.SYS_ADMIN) and gate.in_first_user_namespace() and all(t.seccomp == "disabled" for t in query(os.getpid()).threads)
 
 
 # ----------------------------------------------------------------- explanations
@@ -734,6 +734,21 @@ def explain(
                 error,
                 f"{what}: it has filters or few descriptors, so a dry run in a temporary thread of it must tell whether the kernel "
                 f"accepts the filter, and {_why_no_thread(error)}; nothing was changed; attach to it alone, without tree= and cgroup=",
+            )
+        case 22 if error == errno.EAGAIN:
+            return TargetBusyError(
+                error,
+                f"{what}: {thread} is stopped in a call that resumes by restart_syscall(2), which the program does not allow; "
+                "let it continue (SIGCONT) before the attach, or allow restart_syscall; nothing was changed",
+                tid=tid,
+            )
+        case 22:
+            return NotPermittedError(
+                error,
+                f"{what}: {thread} waits in a call (nanosleep, poll, a timed futex) that resumes by restart_syscall(2) after the "
+                "stop, which the program does not allow; to let it pass once takes CAP_SYS_ADMIN in the first user namespace and "
+                "an unfiltered caller; allow restart_syscall, or try again when it does not wait; nothing was changed",
+                tid=tid,
             )
         case 18:
             return AttachError(error, f"{what}: no descriptor is free here for its listener ({os.strerror(error)}); raise RLIMIT_NOFILE")

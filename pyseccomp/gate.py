@@ -46,6 +46,14 @@ def has_capability(number: int) -> bool:
     return bool(int(capabilities, 16) >> number & 1)
 
 
+def in_first_user_namespace() -> bool:
+    """True if this process is in the first user namespace, where alone CAP_SYS_ADMIN suspends and reads filters."""
+    try:
+        return os.stat("/proc/thread-self/ns/user").st_ino == 0xEFFFFFFD  # PROC_USER_INIT_INO of linux/proc_ns.h
+    except OSError:
+        return False
+
+
 def shown(state: int) -> Literal["inactive", "active"]:
     """Name a gate's state; paused is inactive."""
     return "active" if state == ACTIVE else "inactive"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pyseccomp import _core
+from pyseccomp import _core, gate
 from pyseccomp.decompile import Decompiled, decompile, notified
 from pyseccomp.errors import KernelError, NotPermittedError, SeccompError, TargetBusyError, TargetGoneError, UnsupportedError
 from pyseccomp.program import Program
@@ -57,6 +57,8 @@ def why_not() -> str | None:
         name, _, value = line.partition(":")
         if name == "CapEff" and not int(value, 16) >> _SYS_ADMIN & 1:
             return "the kernel shows programs to CAP_SYS_ADMIN only (ptrace(2), PTRACE_SECCOMP_GET_FILTER)"
+    if not gate.in_first_user_namespace():
+        return "the kernel shows programs to CAP_SYS_ADMIN of the first user namespace only, not to a container's"
     return None
 
 

@@ -42,14 +42,34 @@ struct psc_abi {
 	int mmap, munmap, close, prctl, rt_sigprocmask, seccomp, restart_syscall;
 	int epoll_wait, epoll_pwait, rt_sigtimedwait, semop, semtimedop;
 	int clone, exit;
+	int nanosleep, clock_nanosleep, clock_nanosleep_time64, poll, futex, futex_time64;
 };
 
 static const struct psc_abi psc_abi_x86_64 = {
-	AUDIT_ARCH_X86_64, true, 9, 11, 3, 157, 14, 317, 219, 232, 281, 128, 65, 220, 56, 60,
+	AUDIT_ARCH_X86_64, true, 9, 11, 3, 157, 14, 317, 219, 232, 281, 128, 65, 220, 56, 60, 35, 230, -1, 7, 202, -1,
 };
 static const struct psc_abi psc_abi_i386 = {
-	AUDIT_ARCH_I386, false, 192, 91, 6, 172, 175, 354, 0, 256, 319, 177, -1, -1, 120, 1,
+	AUDIT_ARCH_I386, false, 192, 91, 6, 172, 175, 354, 0, 256, 319, 177, -1, -1, 120, 1, 162, 267, 407, 168, 240, 422,
 };
+
+/* Would a ptrace-stop interrupt this call with ERESTART_RESTARTBLOCK? Sleeps until an absolute
+ * time and futex waits without a timeout are simply made again. */
+static inline bool psc_abi_restarts(const struct psc_abi *abi, long nr, const uint64_t args[6])
+{
+	if (abi->wide)
+		nr &= ~0x40000000L; /* x32 */
+	if (nr == abi->clock_nanosleep || nr == abi->clock_nanosleep_time64)
+		return !(args[1] & 1 /* TIMER_ABSTIME */);
+	if (nr == abi->futex || nr == abi->futex_time64)
+		return ((args[1] & 0x7f) == 0 /* FUTEX_WAIT */ || (args[1] & 0x7f) == 9 /* _BITSET */) && args[3] != 0;
+	return nr == abi->nanosleep || nr == abi->poll || nr == abi->restart_syscall;
+}
+
+/* The ABI of most tasks: of 64-bit programs, or of 32-bit ones. */
+static inline const struct psc_abi *psc_abi_usual(bool wide)
+{
+	return wide ? &psc_abi_x86_64 : &psc_abi_i386;
+}
 
 struct psc_regs {
 	struct user_regs_struct r;
@@ -100,6 +120,14 @@ static inline uint64_t psc_regs_arg(const struct psc_regs *regs, int i)
 	const unsigned long long narrow[6] = { regs->r.rbx, regs->r.rcx, regs->r.rdx, regs->r.rsi, regs->r.rdi, regs->r.rbp };
 
 	return psc_abi_of(regs)->wide ? wide[i] : (uint32_t)narrow[i];
+}
+
+/* The number by which the kernel resumes an interrupted call: x32 keeps its bit. */
+static inline long psc_regs_restart_nr(const struct psc_regs *regs)
+{
+	const struct psc_abi *abi = psc_abi_of(regs);
+
+	return abi->restart_syscall | (abi->wide ? psc_regs_syscall(regs) & 0x40000000 : 0);
 }
 
 /* Have the kernel make the interrupted call again on the way to user mode, unless
