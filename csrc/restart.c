@@ -32,7 +32,7 @@
 
 #define SYSCALL_STOP (SIGTRAP | 0x80)
 #define MAX_FILTERS (32768 / 4) /* each counts 4 instructions of the path's limit */
-#define LET_GO_NS 1000000000	/* for all threads of a process to sleep again */
+#define LET_GO_NS 1000000000	/* for a thread to sleep again */
 #define FIRST_USER_NAMESPACE 0xEFFFFFFDU /* PROC_USER_INIT_INO of linux/proc_ns.h */
 
 bool psc_restart_is_pending(const struct psc_regs *regs)
@@ -171,9 +171,9 @@ static int wait_for(pid_t tid, bool asleep_too, uint64_t deadline, int *ret_stat
 	}
 }
 
-static void let_go(struct psc_tracee *tracee, uint64_t deadline)
+void psc_restart_let_go_from(struct psc_tracee *tracee, int status)
 {
-	int status = PTRACE_EVENT_STOP << 16 | SIGTRAP << 8 | 0x7f;
+	uint64_t deadline = psc_now_ns() + LET_GO_NS;
 
 	for (;;) {
 		enum psc_restart did = psc_restart_step(tracee->tid, status, PSC_SEIZE_OPTIONS);
@@ -197,12 +197,12 @@ static void let_go(struct psc_tracee *tracee, uint64_t deadline)
 
 void psc_restart_let_go(struct psc_visit *visit)
 {
-	uint64_t deadline = psc_now_ns() + LET_GO_NS;
+	const int interrupted = PTRACE_EVENT_STOP << 16 | SIGTRAP << 8 | 0x7f;
 
 	for (size_t i = 0; i < visit->n; i++)
 		if (visit->tracees[i].state == PSC_TRACEE_STOPPED && !visit->tracees[i].group_stop &&
 		    psc_restart_is_pending(&visit->tracees[i].regs))
-			let_go(&visit->tracees[i], deadline);
+			psc_restart_let_go_from(&visit->tracees[i], interrupted);
 }
 
 /* ---------------------------------------------------------- before the stop */

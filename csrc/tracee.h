@@ -140,6 +140,10 @@ enum psc_restart {
  * follows. options: PTRACE_O_* that the thread shall have. */
 enum psc_restart psc_restart_step(pid_t tid, int status, unsigned long options);
 
+/* Release a thread at a stop, status as of wait(2): detach it, unless it must be left to the
+ * exit of this tracer, as PSC_TRACEE_LEFT. */
+void psc_restart_let_go_from(struct psc_tracee *tracee, int status);
+
 /* Of psc_visit_release(): the stopped threads that were in such a call. */
 void psc_restart_let_go(struct psc_visit *visit);
 

@@ -19,19 +19,17 @@
 #define _GNU_SOURCE
 #include "trigger.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <linux/ptrace.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/wait.h>
 
 #define FORKED 1
 #define SLICE_NS 20000000
 
-static void detach(pid_t tid, int status)
-{
-	psc_sys(SYS_ptrace, PTRACE_DETACH, tid, 0, psc_stop_signal(status));
-}
 
 /* ---------------------------------------------------------------- a child */
 
@@ -158,6 +156,74 @@ static bool has_forked(const struct psc_trigger *trigger, pid_t tid, int status)
 	}
 }
 
+/* Let a thread go that stopped after the trigger's end. */
+static void release_thread(struct psc_visit *visit, pid_t tid, int status)
+{
+	struct psc_tracee newborn = { .tid = tid }, *tracee = psc_visit_find(visit, tid);
+
+	if (!tracee)
+		tracee = &newborn;
+	psc_restart_let_go_from(tracee, status);
+	if (tracee != &newborn && tracee->state != PSC_TRACEE_LEFT)
+		psc_trigger_forget(visit, tid);
+}
+
+static bool is_left(const struct psc_visit *visit, pid_t tid)
+{
+	for (size_t i = 0; i < visit->n; i++)
+		if (visit->tracees[i].tid == tid)
+			return visit->tracees[i].state == PSC_TRACEE_LEFT;
+	return false;
+}
+
+/* Does a directory of tasks hold one that this watcher traces, apart from those that are left
+ * to its exit? A directory that cannot be read may. */
+static bool holds_tracee(const struct psc_visit *visit, int dir)
+{
+	const pid_t self = (pid_t)psc_sys(SYS_gettid);
+	char buffer[8192] __attribute__((aligned(8))), text[8192];
+	struct psc_task_state task;
+	long n, size;
+
+	psc_sys(SYS_lseek, dir, 0, SEEK_SET);
+	while ((n = psc_sys(SYS_getdents64, dir, buffer, sizeof(buffer))) > 0) {
+		const struct dirent64 *entry;
+
+		for (long at = 0; at < n; at += entry->d_reclen) {
+			pid_t tid;
+
+			entry = (const struct dirent64 *)(buffer + at);
+			tid = (pid_t)strtol(entry->d_name, NULL, 10);
+			if (tid <= 0 || is_left(visit, tid) || (size = psc_read_proc(tid, "status", text, sizeof(text))) <= 0)
+				continue;
+			if (psc_query_parse_status(text, (size_t)size, &task) == 0 && task.tracer == self)
+				return true;
+		}
+	}
+	return n < 0;
+}
+
+/* Is nothing traced any more but sleeping threads that the exit of this watcher releases, see
+ * restart.c? Its exit would kill any other (PTRACE_O_EXITKILL). */
+static bool may_exit(const struct psc_trigger *trigger)
+{
+	const struct psc_visit *visit = &trigger->job.visit;
+	bool left = false, traced;
+	long proc;
+
+	for (size_t i = 0; i < visit->n; i++) {
+		if (visit->tracees[i].state == PSC_TRACEE_RUNNING)
+			return false;
+		left |= visit->tracees[i].state == PSC_TRACEE_LEFT;
+	}
+	proc = left ? psc_sys(SYS_openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -ENOENT;
+	if (proc < 0)
+		return false;
+	traced = holds_tracee(visit, visit->tasks) || holds_tracee(visit, (int)proc);
+	psc_sys(SYS_close, proc);
+	return !traced;
+}
+
 /* One stop or death. FORKED: the thread stands still. */
 static int handle(struct psc_trigger *trigger, pid_t tid, int status)
 {
@@ -173,8 +239,7 @@ static int handle(struct psc_trigger *trigger, pid_t tid, int status)
 		return 0;
 	}
 	if (trigger->leaving) {
-		detach(tid, status);
-		psc_trigger_forget(visit, tid);
+		release_thread(visit, tid, status);
 		return 0;
 	}
 	if (has_forked(trigger, tid, status))
@@ -264,6 +329,8 @@ int psc_trigger_wait_for_forks(struct psc_trigger *trigger)
 		int status, r;
 		pid_t tid;
 
+		if (trigger->leaving && may_exit(trigger))
+			return outcome;
 		r = psc_trigger_next_stop(trigger, -1, &tid, &status);
 		if (r == -ESRCH)
 			return outcome;

@@ -167,7 +167,7 @@ def test_a_gate_and_its_hardening_break_no_call() -> None:
 
 
 @needs_suspension
-@pytest.mark.parametrize("event", ["exec"])
+@pytest.mark.parametrize("event", ["exec", "fork", "fork-all"])
 def test_a_trigger_breaks_no_call_when_it_is_armed_when_an_ignored_signal_comes_and_when_it_is_disarmed(event: str) -> None:
     with asleep(filtered=True) as subject, ps.Filter(forgetful()) as f:
         attachment = f.attach(subject, activate_on=event)
@@ -176,6 +176,22 @@ def test_a_trigger_breaks_no_call_when_it_is_armed_when_an_ignored_signal_comes_
             select.select([], [], [], 0.01)
         attachment.disarm()
         ended_well(subject, probe=0)
+
+
+FORKING = POLLER.replace("[t.join()", "input()\nif os.fork() == 0: os._exit(0)\nprint('forked', flush=True)\n[t.join()").replace("import ", "import os, ", 1)
+
+
+@needs_suspension
+def test_the_siblings_of_the_thread_that_forks_sleep_on_when_the_process_gets_the_filter_with_its_first_child() -> None:
+    with victim(sys.executable, "-c", FORKING % SLOW) as subject, ps.Filter(forgetful()) as f:
+        attachment = f.attach(subject, activate_on="fork-all")
+        subject.tell("fork")
+        assert subject.line() == "forked"
+        start = time.monotonic()
+        attachment.wait(10)
+        assert time.monotonic() - start < 0.4 * SLOW
+        assert set(filter_counts(subject.pid).values()) == {1}
+        assert facts(subject.line()) == {"ended": 20, "early": 0, "late": 0}
 
 
 @needs_suspension
