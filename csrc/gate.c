@@ -328,6 +328,8 @@ struct psc_gate {
 	bool added; /* the last one; it may have ended since */
 	_Atomic int installed;
 	_Atomic bool stopping;
+	_Atomic bool leaving;	  /* we live on, but the standby is to act as at our death */
+	_Atomic int left; /* NOT_YET; then 0, or why it could not */
 
 	struct gated *gated[PSC_GATE_SLOTS];
 };
@@ -479,12 +481,13 @@ static void await_end_of_server(const struct psc_gate *gate)
 
 /* An exec of the manager ends its threads before it parts from the table of descriptors: until
  * then what is closed in it is closed in the new program. */
-static void keep_only(struct pollfd *fds, size_t n)
+static int keep_only(struct pollfd *fds, size_t n)
 {
+	long r = psc_sys(SYS_unshare, CLONE_FILES);
 	unsigned int from = 0;
 
-	if (psc_sys(SYS_unshare, CLONE_FILES) < 0)
-		return;
+	if (r < 0)
+		return (int)r;
 	for (;;) {
 		unsigned int next = UINT32_MAX;
 
@@ -494,7 +497,7 @@ static void keep_only(struct pollfd *fds, size_t n)
 		if (next > from)
 			(void)!psc_sys(SYS_close_range, from, next - 1, 0);
 		if (next == UINT32_MAX)
-			return;
+			return 0;
 		from = next + 1;
 	}
 }
@@ -530,9 +533,10 @@ static void inherit(struct psc_gate *gate)
 		guarded[n] = gated;
 		fds[n++] = (struct pollfd){ .fd = gated->fd, .events = POLLIN };
 	}
-	keep_only(fds, n);
-	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	gate->judge.inbox = NULL;
+	gate->left = keep_only(fds, n);
+	if (!gate->leaving) /* else the memory is that of a process that lives */
+		prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	answer_orphans(gate, guarded, n);
 	while (n > 0) {
 		if (poll(fds, n, -1) < 0)
@@ -554,9 +558,10 @@ static int heir(void *arg)
 	psc_sys(SYS_prctl, PR_SET_PDEATHSIG, SIGHUP);
 	psc_sys(SYS_prctl, PR_SET_NAME, "psc-gate");
 	psc_sys(SYS_setsid);
-	while (manager_lives(gate))
+	while (!gate->leaving && manager_lives(gate))
 		psc_sys(SYS_rt_sigtimedwait, &hangup, 0, 0, sizeof(hangup));
-	await_end_of_server(gate);
+	if (!gate->leaving)
+		await_end_of_server(gate);
 	inherit(gate);
 	_exit(0);
 }
@@ -584,10 +589,12 @@ static void *keep_server(void *arg)
 	}
 	gate->stopping = true;
 	if (heir_pid > 0) {
-		kill(heir_pid, SIGKILL);
+		kill(heir_pid, gate->leaving ? SIGHUP : SIGKILL);
 		while (waitpid(heir_pid, NULL, __WALL) < 0 && errno == EINTR)
 			;
 	}
+	if (gate->left == NOT_YET)
+		gate->left = -ESRCH;
 	return NULL;
 }
 
@@ -666,6 +673,7 @@ int psc_gate_new(struct psc_page *page, const struct sock_filter *insns, size_t 
 		return -ENOMEM;
 	gate->judge = (struct judge){ page, NULL, len, inbox, &gate->now, gate->handed, 0 };
 	gate->epoll = gate->bell = -1;
+	gate->left = NOT_YET;
 	gate->owner = getpid();
 	pthread_mutex_init(&gate->lock, NULL);
 	r = prepare(gate, insns, len);
@@ -694,6 +702,28 @@ void psc_gate_free(struct psc_gate *gate)
 		pthread_join(gate->keeper, NULL);
 	}
 	destroy(gate);
+}
+
+/* The keeper lives as long as the standby, whose thread-local storage is its own; so does all that is here. */
+int psc_gate_leave(struct psc_gate *gate)
+{
+	const struct timespec nap = { 0, 20000 };
+
+	if (gate->owner != getpid()) {
+		destroy(gate);
+		return 0;
+	}
+	pthread_mutex_lock(&gate->lock);
+	for (size_t i = 0; i < PSC_GATE_SLOTS; i++)
+		if (gate->gated[i])
+			(void)!command(gate, ORDER_REMOVE, gate->gated[i]);
+	gate->leaving = true;
+	(void)!command(gate, ORDER_STOP, NULL);
+	while (gate->left == NOT_YET)
+		nanosleep(&nap, NULL);
+	pthread_mutex_unlock(&gate->lock);
+	pthread_detach(gate->keeper);
+	return gate->left;
 }
 
 static int make_gated(struct psc_gate *gate, int fd, unsigned int slot, const struct psc_gate_trigger *list, size_t n,

@@ -264,19 +264,23 @@ static void settle(struct guardian *g, struct psc_ward *ward)
 		ward->settled = true;
 }
 
+/* The connection is closed last: a manager that lives on and lets go waits for that. */
 static void manager_died(struct guardian *g)
 {
+	int connection = g->manager;
+
 	if (g->manager < 0)
 		return;
 	while (g->parcels)
 		drop_parcel(g);
-	psc_close_fd(&g->manager);
+	epoll_ctl(g->epoll, EPOLL_CTL_DEL, connection, NULL);
 	psc_close_fd(&g->manager_pidfd);
 	g->manager = g->manager_pidfd = -1;
 	if (psc_journal_adopt(g->journal_fd, &g->journal) < 0)
 		g->journal = NULL;
 	for (size_t i = 0; i < g->n; i++)
 		settle(g, &g->wards[i]);
+	close(connection);
 }
 
 static struct psc_ward *ward_of_listener(struct guardian *g, int fd, size_t *ret_index)

@@ -1192,6 +1192,12 @@ PSC_MUST_CHECK int psc_gate_new(struct psc_page *page, const struct sock_filter 
 				struct psc_inbox *inbox, struct psc_gate **ret_gate);
 void psc_gate_free(struct psc_gate *gate);
 
+/* Let go although we live on: the standby process does now what was promised for our death
+ * (see psc_gate_care), and the gate is not ours any more, whatever is returned. On return its
+ * listeners may be closed here; the page must stay mapped for ever. -ESRCH: there is no
+ * standby. Other errors: it could not part from our descriptors, so they must stay open. Waits (shortly). */
+PSC_MUST_CHECK int psc_gate_leave(struct psc_gate *gate);
+
 /* What is promised of a gate. */
 struct psc_gate_care {
 	bool guarded;	  /* when we die it is activated and goes on; else it ends, its calls fail with ENOSYS */

@@ -8,7 +8,7 @@ from libc.string cimport memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from cpython.ref cimport Py_REFCNT
+from cpython.ref cimport Py_INCREF, Py_REFCNT
 from libc.errno cimport EINPROGRESS, EINTR, EINVAL, ENOENT, EOPNOTSUPP, EPERM, ESHUTDOWN, ETIMEDOUT
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
@@ -26,6 +26,14 @@ from typing import Any
 
 from pyseccomp.errors import PolicyError, PolicyTooLargeError, ProgramError
 from pyseccomp.errors import NotificationError, NotificationGoneError, ReceiveStoppedError, TargetsGoneError, UnsupportedError
+
+cdef bint _ending = False
+
+
+def leave_to_exit() -> None:
+    """From now on objects that are dropped free nothing that the process's end frees: what is promised for that is done then."""
+    global _ending
+    _ending = True
 
 
 # ------------------------------------------------------------------ programs
@@ -1101,7 +1109,8 @@ cdef class Inbox:
         _check(r, "make an inbox")
 
     def __dealloc__(self):
-        cpsc.psc_inbox_free(self.inbox)
+        if not _ending:
+            cpsc.psc_inbox_free(self.inbox)
 
     def add(self, int fd) -> None:
         cdef int r
@@ -1548,7 +1557,8 @@ cdef class Page:
             _os_check(cpsc.psc_page_map(fd, &self.page))
 
     def __dealloc__(self):
-        cpsc.psc_page_unmap(self.page)
+        if not _ending:
+            cpsc.psc_page_unmap(self.page)
 
     @property
     def writable(self) -> bool:
@@ -1690,8 +1700,24 @@ cdef class Gate:
         with nogil:
             cpsc.psc_gate_free(gate)
 
+    def leave(self) -> None:
+        """Let the standby process do what was promised for our death; the page stays mapped for it.
+
+        OSError, but ESRCH: the listeners must stay open here.
+        """
+        cdef cpsc.psc_gate *gate = self.gate
+        cdef int r
+        self.gate = NULL
+        if gate == NULL:
+            return
+        Py_INCREF(self.page)
+        with nogil:
+            r = cpsc.psc_gate_leave(gate)
+        _os_check(r)
+
     def __dealloc__(self):
-        cpsc.psc_gate_free(self.gate)
+        if not _ending:
+            cpsc.psc_gate_free(self.gate)
 
     def add(self, int listener, unsigned int slot, list triggers, **care) -> None:
         cdef cpsc.psc_gate_care care_ = _care(care)

@@ -283,12 +283,19 @@ class Attachment(Owned):
         """Close. Inactive and alive, it is activated first (or killed, if ``on_deadline`` says so), and InactiveError raised.
 
         Activated, because that is what was announced, and it harms no process that behaves; to give an attachment up, call
-        :meth:`close`. An exception that is under way goes on, with a note.
+        :meth:`close`. An exception that is under way goes on, with a note; an attachment of which something was promised for
+        this process's death (on_supervisor_death=, deadline=) then stays open, and is its filter's to serve or to leave.
         """
         try:
             leave_block([self], value)
         finally:
-            self.close()
+            if value is None or not self._promised:
+                self.close()
+
+    @property
+    def _promised(self) -> bool:
+        """True if something is to be done when this process is dead."""
+        return self._ward is not None or self._death is not None or (self._slot > 0 and self._ends is not None)
 
     def pause(self) -> None:
         """Make a gate inactive again: calls that are gated run, until :meth:`resume`. One store.
@@ -406,7 +413,17 @@ class Attachment(Owned):
         return gate.shown(self._filter._page.state(self._slot)) if self._slot else "active"
 
     def close(self) -> None:
-        """Close the listener and the pidfd. The filter stays in force: calls it would notify fail with ENOSYS."""
+        """Close the listener and the pidfd. The filter stays in force: calls it would notify fail with ENOSYS.
+
+        This ends what was promised for the death of this process; :meth:`Filter.leave` does not.
+        """
+        self._close()
+
+    def _drop(self) -> None:
+        self._close(keep=True)
+
+    def _close(self, keep: bool = False) -> None:
+        """Close; keep: what was promised stays. For this package only."""
         with self._lock:
             if self._pidfd < 0:
                 return
@@ -417,8 +434,8 @@ class Attachment(Owned):
             self._watch.stop()
         if self._clock is not None:
             self._clock.cancel()
-        self._filter._forget(self, listeners, ward)
-        if self._slot and self._filter._page.writable:
+        self._filter._forget(self, listeners, None if keep else ward)
+        if self._slot and self._filter._page.writable and not keep:
             self._filter._page.set(self._slot, gate.NONE)
         for fd in (*listeners, pidfd):
             os.close(fd)

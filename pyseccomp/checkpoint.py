@@ -244,7 +244,7 @@ def restore(
             raise CheckpointError(errno.ESRCH, f"restoring a checkpoint: {'; '.join(problems)}")
     except BaseException:
         if reclaimed:
-            filter_._leave_to_guardian()
+            filter_.leave()
         else:
             filter_.close()
         raise
@@ -316,7 +316,7 @@ def _take(program: Program, flags: int, name: str | None) -> tuple[Filter, bool]
         else:
             if filter_.program == program and filter_._flags == flags:
                 return filter_, True
-            filter_._leave_to_guardian()
+            filter_.leave()
             raise CheckpointError(errno.EBADMSG, f"restoring a checkpoint: the guardian of {name!r} holds another filter")
     return Filter(program, log=bool(flags & 1), wait_killable=bool(flags & 2), spec_allow=bool(flags & 4), name=name), False
 

@@ -427,6 +427,7 @@ cdef extern from "psc.h" nogil:
         pass
     int psc_gate_new(psc_page *page, const sock_filter *insns, size_t len, psc_inbox *inbox, psc_gate **ret_gate)
     void psc_gate_free(psc_gate *gate)
+    int psc_gate_leave(psc_gate *gate)
     cdef struct psc_gate_care:
         bint guarded
         psc_answer answer

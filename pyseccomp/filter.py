@@ -80,7 +80,8 @@ class Filter(Owned, Receiver):
     any of them is.
 
     A Filter owns its attachments: :meth:`close` closes their listeners, and calls that would be notified then fail with
-    ENOSYS. What was attached stays in force; nothing in the kernel takes a filter away again.
+    ENOSYS. What was attached stays in force; nothing in the kernel takes a filter away again. As a context manager it is closed at
+    the normal end of the block; an exception, KeyboardInterrupt and SystemExit too, lets go by :meth:`leave`.
 
     log: the kernel logs every answer but ALLOW. wait_killable: once a notification has been received only fatal signals
     interrupt the call (Linux 5.19; without effect on older kernels). spec_allow: loading the filter does not turn on the
@@ -236,22 +237,54 @@ class Filter(Owned, Receiver):
         return self._fd
 
     def close(self) -> None:
-        """Close the descriptor and the attachments' listeners; what is in force stays in force. Idempotent."""
+        """Close the descriptor and the attachments' listeners; what is in force stays in force. Idempotent.
+
+        Notified calls fail with ENOSYS from now on, whatever was promised for the death of this process: this is the one end
+        that gives promises up (see :meth:`leave`).
+        """
+        self._close()
+
+    def leave(self) -> None:
+        """Let go on purpose, with what was promised for the death of this process kept from now on. Idempotent.
+
+        What ``on_supervisor_death=`` and ``deadline=`` say is done at once, by the guardian (or, for gates, by their standby
+        process): calls that were received and not answered get the promised answer, or wait for :func:`reclaim` with
+        "hold". This object is closed. Attachments without a promise end as by :meth:`close`.
+
+        This also happens when an exception (KeyboardInterrupt and SystemExit too) leaves a ``with`` block of the filter, and
+        when the last reference to an open filter is dropped. When the interpreter ends with the filter open, its death is
+        the one that was promised for. Only :meth:`close`, and the normal end of a ``with`` block, give the promises up.
+        """
+        with self._lock:
+            promised = [(one, one.activated) for one in self._attachments if one._promised]
+        self._close(keep=True)
+        for attachment, active in promised:
+            attachment._changed("active" if active else "inactive", "left: what was promised for this process's death holds")
+
+    def _drop(self) -> None:
+        self._close(keep=True)
+
+    def _close(self, keep: bool = False) -> None:
         with self._lock:
             if self._fd < 0:
                 return
             fd, self._fd = self._fd, -1
             attachments, self._attachments = self._attachments, []
             guardian, self._guardian = self._guardian, None
+            server, self._gate = self._gate, None
+        if keep:
+            for attachment in attachments:  # what is received from now on is the guardian's to answer
+                for listener in attachment.listeners:
+                    self._inbox.remove(listener)
+        if server is not None:
+            attachments = _end_gates(server, attachments, keep)
         if guardian is not None:
-            guardian.close()
+            guardian.leave() if keep else guardian.close()
         for attachment in attachments:
-            attachment.close()
+            attachment._close(keep)
         for end in (self._channel, self._ticket):
             if end is not None:
                 end.close()
-        if self._gate is not None:
-            self._gate.close()
         if self._memfd != fd:
             os.close(self._memfd)
         os.close(fd)
@@ -446,6 +479,8 @@ class Filter(Owned, Receiver):
         target as well; hold(): they wait, received ones too, until another process of the same user calls :func:`reclaim` (takes
         ``Filter(name=)``); None: ENOSYS, from the kernel. Both are kept by a guardian, a small process that sleeps until then and is
         started with the first attachment of a filter that asks for it; if it cannot be, or could not act, the attach is refused.
+        Every end of this process is its death here, by exit() and by a signal too; :meth:`leave` is one on purpose, :meth:`close` gives
+        the promises up.
 
         For another process this takes the right to ptrace it (same user, or CAP_SYS_PTRACE; YAMA may ask more). If it
         carries filters already, CAP_SYS_ADMIN too, to suspend them while the call is made.
@@ -689,14 +724,6 @@ class Filter(Owned, Receiver):
         me, lost = weakref.WeakMethod(self._on_acted), weakref.WeakMethod(self._on_lost)
         return lambda *event: _call(me, *event), lambda: _call(lost)
 
-    def _leave_to_guardian(self) -> None:
-        """Close, and let the guardian keep its promises now as if this process had died. For this package only."""
-        with self._lock:
-            guardian, self._guardian = self._guardian, None
-        if guardian is not None:
-            guardian.leave()
-        self.close()
-
     def _on_acted(self, message: Message, fds: list[int]) -> None:
         attachment = self._wards.get(message["ward"], lambda: None)()
         if attachment is not None:
@@ -725,11 +752,17 @@ class Filter(Owned, Receiver):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; attachments that are still inactive are treated as :meth:`Attachment.__exit__` does."""
+        """Close; if an exception is under way, :meth:`leave`.
+
+        Attachments that are still inactive are treated as :meth:`Attachment.__exit__` does.
+        """
         try:
             leave_block(list(self.attachments), value)
         finally:
-            self.close()
+            if value is None:
+                self.close()
+            else:
+                self.leave()
 
     # ------------------------------------------------------------- checkpoint
 
@@ -897,6 +930,28 @@ class Filter(Owned, Receiver):
             word = self._page.summary()
             shown = {gate.shown(word) if word else "detached"}
         return FilterState(state=min(shown, key=order.index), attachments=states, digest=self._program.digest)
+
+
+_left_open: list[Attachment] = []
+"""Gates of which the standby process could not get descriptors of its own."""
+
+
+def _end_gates(server: _core.Gate, attachments: list[Attachment], keep: bool) -> list[Attachment]:
+    """End the server of the gates; return the attachments that can be closed then."""
+    gates = [one for one in attachments if one.mode == "gate"]
+    if keep and any(one._promised for one in gates):
+        try:
+            server.leave()
+        except OSError as error:
+            if error.errno != errno.ESRCH:
+                _left_open.extend(gates)
+                return [one for one in attachments if one not in gates]
+        return attachments
+    for one in gates:
+        for listener in one.listeners:
+            server.remove(listener)
+    server.close()
+    return attachments
 
 
 def _resolve_flags(

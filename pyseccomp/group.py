@@ -281,10 +281,13 @@ class GroupAttachment(Attachment):
 
     def close(self) -> None:
         """Close all its attachments, see :meth:`Attachment.close`."""
+        self._close()
+
+    def _close(self, keep: bool = False) -> None:
         if self._pidfd >= 0:
-            super().close()
+            super()._close(keep)
         for one in self.attachments:
-            one.close()
+            one._close(keep)
 
     def __del__(self) -> None:
         if not self.activated:  # else it owns nothing: the attachments do

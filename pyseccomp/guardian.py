@@ -25,6 +25,9 @@ INFO, RECLAIM = 7, 8
 DONE, ACTED, WARD = 9, 10, 11
 INACTIVE, ACTIVE, KILLED, GONE, FAILED = range(5)
 
+_TAKES_OVER = 5.0
+"""Seconds that a guardian is waited for to take over; it does so in well under a millisecond."""
+
 Message = dict[str, Any]
 OnActed = Callable[[Message, list[int]], None]
 OnLost = Callable[[], None]
@@ -120,12 +123,16 @@ class Guardian:
         os.close(self._socket)
 
     def leave(self) -> None:
-        """Let go as if this process had died: from now on the guardian does what was promised for that."""
+        """Let go as if this process had died: the guardian has done what was promised for that, or has begun to, on return."""
         self._closing = True
         if os.getpid() == self._owner:
             with socket.socket(fileno=os.dup(self._socket)) as connection, contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
+                if threading.current_thread() is not self._thread:
+                    self._thread.join(_TAKES_OVER)
                 connection.shutdown(socket.SHUT_RDWR)
-            self._thread.join()
+            if threading.current_thread() is not self._thread:
+                self._thread.join()
         os.close(self._socket)
 
     def _ask(self, what: str, kind: int, fds: Sequence[int], **fields: Any) -> tuple[Message, list[int]]:

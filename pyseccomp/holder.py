@@ -144,7 +144,7 @@ class Holder:
             elif any(one.mode == "gate" for one in self.filter.attachments):
                 self.must_exit = True
             else:
-                self.filter._leave_to_guardian()
+                self.filter.leave()
         for connection in self._closers:
             _send(connection, {"ok": True, "name": self.name, "pid": os.getpid(), "targets": []})
         for end in (self._woken, self._wake):

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
+import sys
 import warnings
 from types import TracebackType
 from typing import Self
 
+from pyseccomp import _core
 from pyseccomp.errors import FilterClosedError
+
+_ending = False
+
+
+def _begin_to_end() -> None:
+    global _ending
+    _ending = True
+    _core.leave_to_exit()
+
+
+atexit.register(_begin_to_end)
 
 
 class Owned:
-    """Base of the objects that own file descriptors: closed once, by ``with`` or :meth:`close`; dropped open, they warn."""
+    """Base of the objects that own file descriptors: closed once, by ``with`` or :meth:`close`; dropped open, they warn.
+
+    What is still open when the interpreter ends is not touched: the kernel closes it with the process, whose death others
+    wait for.
+    """
 
     @property
     def closed(self) -> bool:
@@ -33,7 +51,12 @@ class Owned:
     def __del__(self) -> None:
         if not self.closed:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            if not _ending and not sys.is_finalizing():
+                self._drop()
+
+    def _drop(self) -> None:
+        """Let go of what is owned: the last reference to this object has gone."""
+        self.close()
 
     def _check_open(self, what: str) -> None:
         if self.closed:

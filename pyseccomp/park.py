@@ -155,9 +155,12 @@ class ParkedHere(Attachment):
 
     def close(self) -> None:
         """Give it up, if it waits yet: the creator is told."""
+        self._close()
+
+    def _close(self, keep: bool = False) -> None:
         if self._park is not None and self._pidfd >= 0:
             self._park.end()
-        super().close()
+        super()._close(keep)
 
 
 class Parked(Attachment):

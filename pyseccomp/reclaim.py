@@ -117,7 +117,7 @@ def _take_over(
         self._inbox.keep_journal(_core.Journal(fds.pop(1)))
         self._guardian = guardian.Guardian.adopt(connection.detach(), *self._hooks())
     except BaseException:
-        self.close()
+        self.leave()
         raise
     return self
 

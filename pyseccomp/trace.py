@@ -341,7 +341,7 @@ class Tracer(Owned):
             if self._loop.is_alive():
                 filter.stop()
             self._loop.join()
-        filter._leave_to_guardian()
+        filter.leave()
         for failures in self._failures:
             failures.close()
         if self._release is not None and self._child is not None:  # never let run: nothing has happened yet
