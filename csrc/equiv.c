@@ -11,7 +11,9 @@
  * Jumps go forward, so one pass over the instructions finds every machine state
  * that can occur at each (few: registers whose value nobody will read are
  * forgotten), and one pass backwards puts the answers together. What is too
- * large for that (multiplying arguments) ends in -E2BIG, never in a wrong answer.
+ * large for that (multiplying arguments) ends in -E2BIG, never in a wrong answer:
+ * nodes and states are bounded, and so are the steps, because a diagram of few
+ * nodes can still take very many visits to build.
  *
  * A stack of filters answers what the kernel takes out of all their answers; that
  * is one more function of them (strictest()). */
@@ -22,6 +24,8 @@
 
 #define MAX_NODES (1U << 21)
 #define MAX_STATES (1U << 17)
+#define MAX_STEPS (1U << 27) /* visits of nodes: some ten seconds, where Docker's policies take some 10,000 visits */
+#define STEPS_BETWEEN_CHECKS (1U << 16)
 #define LEAF UINT32_MAX
 #define NONE UINT32_MAX
 #define REGISTERS (2 + BPF_MEMWORDS)
@@ -68,8 +72,22 @@ struct machine {
 	size_t cache_count;
 	struct item *items;
 	size_t item_count, item_room;
+	const struct psc_interrupt *interrupt;
+	uint32_t steps;
 	int error;
 };
+
+/* Count one visit of a node. False: the analysis is over, and m->error says why. */
+static bool take_step(struct machine *m)
+{
+	if (m->error)
+		return false;
+	if (++m->steps >= MAX_STEPS)
+		m->error = -E2BIG;
+	else if (m->steps % STEPS_BETWEEN_CHECKS == 0 && m->interrupt && m->interrupt->check(m->interrupt->arg) != 0)
+		m->error = -EINTR;
+	return m->error == 0;
+}
 
 /* ---- pools */
 
@@ -198,7 +216,7 @@ static uint32_t ite(struct machine *m, uint32_t c, uint32_t t, uint32_t e)
 	struct cached *cached;
 	uint32_t var, low, high, result;
 
-	if (m->error)
+	if (!take_step(m))
 		return 0;
 	if (c == TRUE_NODE || t == e)
 		return t;
@@ -439,12 +457,18 @@ static uint32_t normal(uint32_t word)
 	}
 }
 
+/* Do the bits below number bit make no difference to what the kernel does with word? */
+static bool is_decided(uint32_t word, int bit)
+{
+	return bit <= 15 && normal(word) == normal(word | ((2U << bit) - 1));
+}
+
 /* The answer whose bits from number bit downwards are those of v. */
 static uint32_t answer(struct machine *m, const struct vector *v, int bit, uint32_t word)
 {
-	if (m->error)
+	if (!take_step(m))
 		return 0;
-	if (bit < 0)
+	if (bit < 0 || is_decided(word, bit))
 		return make(m, LEAF, normal(word), 1);
 	if (v->bits[bit] == FALSE_NODE)
 		return answer(m, v, bit - 1, word);
@@ -654,9 +678,9 @@ static void tell_apart(const struct machine *m, uint32_t a, uint32_t b, struct s
 	memcpy(ret_data, words, sizeof(words));
 }
 
-static int machine_init(struct machine *m)
+static int machine_init(struct machine *m, const struct psc_interrupt *interrupt)
 {
-	*m = (struct machine){ 0 };
+	*m = (struct machine){ .interrupt = interrupt };
 	if (pool_init(&m->nodes, sizeof(struct node)) < 0 || pool_init(&m->vectors, sizeof(struct vector)) < 0 ||
 	    pool_init(&m->states, sizeof(struct state)) < 0 || grow_cache(m) < 0)
 		return -ENOMEM;
@@ -681,7 +705,7 @@ static uint32_t strictest(struct machine *m, uint32_t newer, uint32_t older)
 	struct cached *cached;
 	uint32_t var, low, high, result;
 
-	if (m->error || newer == older)
+	if (!take_step(m) || newer == older)
 		return newer;
 	var = node_at(m, newer)->var < node_at(m, older)->var ? node_at(m, newer)->var : node_at(m, older)->var;
 	if (var == LEAF)
@@ -727,7 +751,7 @@ static bool all_valid(const struct sock_fprog *programs, size_t count)
 }
 
 int psc_stack_difference(const struct sock_fprog *a, size_t a_count, const struct sock_fprog *b, size_t b_count,
-			 struct seccomp_data *ret_data)
+			 const struct psc_interrupt *interrupt, struct seccomp_data *ret_data)
 {
 	struct machine m;
 	uint32_t first, second;
@@ -735,7 +759,7 @@ int psc_stack_difference(const struct sock_fprog *a, size_t a_count, const struc
 
 	if (!all_valid(a, a_count) || !all_valid(b, b_count))
 		return -EINVAL;
-	r = machine_init(&m);
+	r = machine_init(&m, interrupt);
 	if (r >= 0)
 		r = understand_all(&m, a, a_count, &first);
 	if (r >= 0)
@@ -756,5 +780,5 @@ int psc_program_difference(const struct sock_filter *a, size_t a_len, const stru
 
 	if (a_len > PSC_MAX_INSNS || b_len > PSC_MAX_INSNS)
 		return -EINVAL;
-	return psc_stack_difference(&first, 1, &second, 1, ret_data);
+	return psc_stack_difference(&first, 1, &second, 1, NULL, ret_data);
 }

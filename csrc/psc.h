@@ -395,19 +395,30 @@ void psc_trigger_disarm(struct psc_trigger *trigger);
  * if none was forked. Both are written in any case. */
 PSC_MUST_CHECK int psc_trigger_finish(struct psc_trigger *trigger, struct psc_attach_result *ret_result,
 				      int *ret_pidfd);
+
 /* ------------------------------------------------------------- equivalence */
+
+/* A long analysis calls check(arg) from time to time, some milliseconds apart at most. A result
+ * other than 0 ends the analysis with -EINTR. */
+struct psc_interrupt {
+	int (*check)(void *arg);
+	void *arg;
+};
 
 /* Compare two programs over all inputs. 0: they answer every call alike, in what
  * the kernel makes of the answers. 1: they do not, and *ret_data is a call that
  * tells them apart. -EINVAL: one does not pass psc_program_check(). -E2BIG: too
- * hard to decide (arithmetic on arguments); compilers do not emit such. */
+ * hard to decide (arithmetic on arguments); compilers do not emit such. The work and
+ * the memory are bounded: some ten seconds and 100 MiB at most. */
 PSC_MUST_CHECK int psc_program_difference(const struct sock_filter *a, size_t a_len, const struct sock_filter *b,
 					  size_t b_len, struct seccomp_data *ret_data);
 
 /* The same for two stacks of filters, the oldest first: the kernel asks all and
- * takes the strictest action, of equal ones the newest (psc_decision_merge). */
+ * takes the strictest action, of equal ones the newest (psc_decision_merge).
+ * interrupt may be NULL. */
 PSC_MUST_CHECK int psc_stack_difference(const struct sock_fprog *a, size_t a_count, const struct sock_fprog *b,
-					size_t b_count, struct seccomp_data *ret_data);
+					size_t b_count, const struct psc_interrupt *interrupt,
+					struct seccomp_data *ret_data);
 
 /* ---------------------------------------------------------------- syscalls */
 

@@ -322,20 +322,35 @@ cdef cpsc.sock_fprog *_stack(list programs) except NULL:
     return stack
 
 
+cdef int _check_signals(void *arg) noexcept nogil:
+    """Run the handlers of signals that arrived: the check of a struct psc_interrupt, with a list for what a handler raises."""
+    with gil:
+        try:
+            PyErr_CheckSignals()
+        except BaseException as error:
+            (<list>arg).append(error)
+            return 1
+    return 0
+
+
 def difference(list a, list b) -> tuple[int, int, int, list[int]] | None:
     """(nr, arch, ip, arguments) of a call that tells two stacks of programs (the oldest first) apart, or None."""
     cdef size_t a_count = len(a), b_count = len(b)
     cdef cpsc.sock_fprog *first = _stack(a)
     cdef cpsc.sock_fprog *second = NULL
     cdef cpsc.seccomp_data data
+    cdef list raised = []
+    cdef cpsc.psc_interrupt interrupt = cpsc.psc_interrupt(check=_check_signals, arg=<void *>raised)
     cdef int r
     try:
         second = _stack(b)
         with nogil:
-            r = cpsc.psc_stack_difference(first, a_count, second, b_count, &data)
+            r = cpsc.psc_stack_difference(first, a_count, second, b_count, &interrupt, &data)
     finally:
         free(first)
         free(second)
+    if raised:
+        raise raised[0]
     if r == 0:
         return None
     if r == 1:
@@ -343,7 +358,7 @@ def difference(list a, list b) -> tuple[int, int, int, list[int]] | None:
     if r == -errno.ENOMEM:
         raise MemoryError
     if r == -errno.E2BIG:
-        raise ProgramError("the programs cannot be compared: they calculate with arguments in ways too many to follow")
+        raise ProgramError("the programs cannot be compared: they calculate with their input in ways too many to follow")
     raise ProgramError("a program does not pass the kernel's check; nothing was compared")
 
 

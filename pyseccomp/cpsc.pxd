@@ -165,7 +165,11 @@ cdef extern from "psc.h" nogil:
     cdef struct sock_fprog:
         unsigned short len
         sock_filter *filter
-    int psc_stack_difference(const sock_fprog *a, size_t a_count, const sock_fprog *b, size_t b_count, seccomp_data *ret_data)
+    struct psc_interrupt:
+        int (*check)(void *arg) noexcept nogil
+        void *arg
+    int psc_stack_difference(const sock_fprog *a, size_t a_count, const sock_fprog *b, size_t b_count,
+                             const psc_interrupt *interrupt, seccomp_data *ret_data)
 
     # syscalls
     enum psc_arch:

@@ -65,7 +65,8 @@ def difference(a: One | Sequence[One], b: One | Sequence[One]) -> Difference | N
     newest filter's.
 
     Raises:
-        ProgramError: not a valid program, or one that calculates with arguments in ways too many to follow.
+        ProgramError: not a valid program, or one that calculates with its input in ways too many to follow. The work is
+            bounded, some ten seconds at most, and a signal handler that raises ends it.
     """
     first, second = _programs(a), _programs(b)
     found = _core.difference([bytes(p) for p in first], [bytes(p) for p in second])
@@ -85,6 +86,6 @@ def equivalent(a: One | Sequence[One], b: One | Sequence[One]) -> bool:
     """Return whether a and b answer every call alike; exact, see :func:`difference`.
 
     Raises:
-        ProgramError: not a valid program, or one that calculates with arguments in ways too many to follow.
+        ProgramError: not a valid program, or one that calculates with its input in ways too many to follow.
     """
     return difference(a, b) is None

@@ -185,9 +185,9 @@ static void test_parts_of_a_policy_are_the_policy(void)
 		CHECK(psc_policy_compile(policy, &options, &stack[i].filter, &len) == 0);
 		stack[i].len = (unsigned short)len;
 	}
-	CHECK(psc_stack_difference(stack, 3, &whole, 1, &data) == 0);
-	CHECK(psc_stack_difference(stack, 2, &whole, 1, &data) == 1);
-	CHECK(psc_stack_difference(stack, 0, &whole, 1, &data) == -EINVAL);
+	CHECK(psc_stack_difference(stack, 3, &whole, 1, NULL, &data) == 0);
+	CHECK(psc_stack_difference(stack, 2, &whole, 1, NULL, &data) == 1);
+	CHECK(psc_stack_difference(stack, 0, &whole, 1, NULL, &data) == -EINVAL);
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		const struct psc_compile_options options = { .part = true, .spans = &bad[i], .span_count = 1 };
 

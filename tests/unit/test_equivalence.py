@@ -1,6 +1,7 @@
 """difference() and equivalent(): exact, with a counterexample that really differs."""
 
 import random
+import signal
 import struct
 
 import pytest
@@ -76,6 +77,32 @@ def test_too_hard_is_an_error_and_never_an_answer():
     product = [LD_ARG0, (0x07, 0, 0, 0), (0x20, 0, 0, 24), (0x2C, 0, 0, 0), (0x15, 0, 1, 0x12345679), ret(ALLOW), ret(LOG)]
     with pytest.raises(ProgramError, match="too many to follow"):
         ps.equivalent(program(*product), program(ret(ALLOW)))
+
+
+def test_a_word_of_the_input_as_answer_is_followed_over_all_its_values():
+    # 2^32 answers are only some 200,000 different ones: the kernel ignores the data of most actions.
+    number = [(0x20, 0, 0, 0), (0x16, 0, 0, 0)]
+    assert ps.equivalent(program(*number), program((0x20, 0, 0, 0), (0x54, 0, 0, 0xFFFFFFFF), (0x16, 0, 0, 0)))
+    found = ps.difference(program(*number), program((0x20, 0, 0, 0), (0x54, 0, 0, 0xFFFFFFFE), (0x16, 0, 0, 0)))
+    assert found is not None and found.nr & 1 and found.first.action != found.second.action
+
+
+def test_a_signal_handler_that_raises_ends_a_long_comparison():
+    class Alarm(Exception):
+        pass
+
+    def ring(*_):
+        raise Alarm
+
+    product = [LD_ARG0, (0x07, 0, 0, 0), (0x20, 0, 0, 24), (0x2C, 0, 0, 0), (0x16, 0, 0, 0)]
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        with pytest.raises(Alarm):  # to its end the comparison takes a second and is a ProgramError
+            ps.equivalent(program(*product), program(ret(ALLOW)))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_every_difference_is_real():
