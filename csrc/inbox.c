@@ -28,6 +28,7 @@
 #define _GNU_SOURCE
 #include "inbox.h"
 #include "journal.h"
+#include "signal_tick.h"
 
 #include <linux/futex.h>
 #include <pthread.h>
@@ -101,6 +102,7 @@ static __thread pid_t own_tid __attribute__((tls_model("initial-exec")));
 static void forget_tid(void)
 {
 	own_tid = 0;
+	psc_signal_tick_forget();
 }
 
 static void forget_tid_in_children(void)
@@ -519,13 +521,14 @@ void psc_inbox_free(struct psc_inbox *inbox)
 	free(inbox);
 }
 
-static void ignore_wake(int signal_number)
+static void note_wake(int signal_number)
 {
+	psc_signal_tick_came();
 }
 
 int psc_wake_signal_install(void)
 {
-	struct sigaction wake = { .sa_handler = ignore_wake }, now;
+	struct sigaction wake = { .sa_handler = note_wake }, now;
 
 	for (int n = SIGRTMAX; n >= SIGRTMIN; n--) {
 		if (sigaction(n, NULL, &now) < 0 || (now.sa_flags & SA_SIGINFO) || now.sa_handler != SIG_DFL)

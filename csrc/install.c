@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "internal.h"
 #include "psc.h"
+#include "signal_tick.h"
 
 #include <sys/prctl.h>
 
@@ -9,7 +10,11 @@ static int load(const struct sock_filter *insns, size_t len, uint32_t flags)
 {
 	struct sock_fprog fprog = { .len = (unsigned short)len, .filter = (struct sock_filter *)insns };
 
-	return (int)psc_syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &fprog);
+	int r = (int)psc_syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &fprog);
+
+	if (r >= 0)
+		psc_signal_tick_forbid();
+	return r;
 }
 
 int psc_install(const struct sock_filter *insns, size_t len, uint32_t flags, int no_new_privs)

@@ -18,6 +18,7 @@
 #define _GNU_SOURCE
 #include "gate_words.h"
 #include "psc.h"
+#include "signal_tick.h"
 
 #include "arch/x86_64.h"
 
@@ -302,6 +303,7 @@ int psc_park_start(const struct psc_park_options *options, struct psc_park **ret
 	if (options->len == 0 || options->len > PSC_MAX_INSNS)
 		return -EINVAL;
 	pthread_once(&once, watch_forks);
+	psc_signal_tick_forbid(); /* the filter can come into force at any moment from now on */
 	park = mmap(NULL, sizeof(*park), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (park == MAP_FAILED)
 		return -errno;

@@ -16,6 +16,7 @@
 #include "journal.h"
 #include "listener.h"
 #include "rules.h"
+#include "signal_tick.h"
 
 #include <string.h>
 #include <time.h>
@@ -444,6 +445,10 @@ static int serve_stretch(struct psc_inbox *inbox, const struct psc_table *table,
 			r = wanted ? -EAGAIN : -ESTALE;
 			if (!wanted || !psc_stretch_goes_on(&stretch))
 				break;
+			if (psc_signal_ticked && !psc_signal_tick_only()) {
+				r = -EINTR;
+				break;
+			}
 		}
 		r = receive_stretch(inbox, &stretch, event);
 		if (r < 0)
@@ -478,6 +483,8 @@ int psc_serve_as(struct psc_inbox *inbox, const struct psc_table *table, struct 
 				return -ESTALE;
 			psc_crew_rest(member->crew);
 		}
+		if (r == -EINTR && psc_signal_tick_only())
+			continue;
 		if (r != -EAGAIN && r != -ENODATA)
 			return r;
 		if (event->due) {
@@ -486,7 +493,11 @@ int psc_serve_as(struct psc_inbox *inbox, const struct psc_table *table, struct 
 			if (!goes_on(r))
 				return r;
 		}
+		if (psc_signal_ticked && !psc_signal_tick_only())
+			return -EINTR;
 		r = psc_inbox_receive_as(inbox, tid, -1, event);
+		if (r == -EINTR && psc_signal_tick_only())
+			continue;
 		if (r < 0)
 			return r;
 		if (decide(event, table, stats))

@@ -11,7 +11,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport Py_INCREF, Py_REFCNT
 from libc.errno cimport EINPROGRESS, EINTR, EINVAL, ENOENT, EOPNOTSUPP, EPERM, ESHUTDOWN, ETIMEDOUT
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from posix.unistd cimport close
+from posix.unistd cimport close, read
 
 from pyseccomp cimport cpsc
 from pyseccomp.cpsc cimport ECANCELED
@@ -20,6 +20,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
 import threading
 import warnings
 from typing import Any
@@ -1105,8 +1106,29 @@ cdef extern from "inbox.h" nogil:
     void psc_inbox_unreserve(cpsc.psc_inbox *inbox, const cpsc.psc_event *route)
 
 
+cdef extern from "fcntl.h" nogil:
+    enum:
+        O_CLOEXEC
+        O_NONBLOCK
+    int pipe2(int fds[2], int flags)
+
+
+cdef extern from "signal_tick.h" nogil:
+    void psc_signal_tick_arm(int wake_signal, int64_t ns)
+    void psc_signal_tick_begin(int wake_signal, int signals)
+    void psc_signal_tick_end()
+    bint psc_signal_tick_is_forbidden()
+
+
+cdef extern from "inbox.h" nogil:
+    int psc_tid()
+    int psc_inbox_wake_signal(const cpsc.psc_inbox *inbox)
+
+
 cdef class Inbox:
     cdef cpsc.psc_inbox *inbox
+    cdef int main_thread
+    cdef int signals_read, signals_write
     cdef Journal journal
     cdef readonly object owner
     cdef readonly Stats stats
@@ -1114,10 +1136,11 @@ cdef class Inbox:
 
     def __cinit__(self, int wake_signal, factory not None):
         cdef int r
+        self.signals_read = self.signals_write = -1
         if not issubclass(factory, Event):
             raise TypeError("an inbox makes kinds of Event")
         self.factory = factory
-        self.owner = os.getpid()
+        self.owner = self.main_thread = os.getpid()
         self.stats = Stats()
         with nogil:
             r = cpsc.psc_inbox_new(wake_signal, &self.inbox)
@@ -1195,10 +1218,58 @@ cdef class Inbox:
         event.stats = stats
         return event
 
+    cdef object _begin_hearing(self):
+        """Let psc_serve() return when a Python signal handler is to run. Returns what set_wakeup_fd() had, or None.
+
+        Only the main thread runs such handlers. Where the program has a wake-up fd of its own (asyncio), only a signal that
+        interrupts a waiting loop is heard.
+        """
+        cdef int fds[2]
+        if psc_tid() != self.main_thread or psc_signal_tick_is_forbidden() or threading.current_thread() is not threading.main_thread():
+            return None
+        if self.signals_read >= 0 or pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0:  # a callback serves again, or no descriptor is free
+            return None
+        self.signals_read, self.signals_write = fds[0], fds[1]
+        before = signal.set_wakeup_fd(self.signals_write, warn_on_full_buffer=False)
+        if before != -1:
+            self._end_hearing(before)
+            return None
+        psc_signal_tick_begin(psc_inbox_wake_signal(self.inbox), self.signals_read)
+        return before
+
+    cdef int _end_hearing(self, before) except -1:
+        if before is None:
+            return 0
+        psc_signal_tick_end()
+        found = signal.set_wakeup_fd(before)
+        if found not in (before, self.signals_write):  # a callback has set another one
+            signal.set_wakeup_fd(found)
+        close(self.signals_read)
+        close(self.signals_write)
+        self.signals_read = self.signals_write = -1
+        return 0
+
+    cdef void _forget_heard(self) noexcept nogil:
+        cdef char heard[64]
+        while self.signals_read >= 0 and read(self.signals_read, heard, sizeof(heard)) > 0:
+            pass
+
+    cdef void _hear_signals(self, int *quiet) noexcept nogil:
+        """Have RECV return soon with -EINTR, once, so that PyErr_CheckSignals() can be called.
+
+        Only the main thread runs Python's signal handlers. quiet counts calls since something happened: an idle monitor
+        is woken every 0.8 s at most.
+        """
+        if psc_tid() == self.main_thread:
+            psc_signal_tick_arm(psc_inbox_wake_signal(self.inbox), <int64_t>50000000 << min(quiet[0], 4))
+            quiet[0] += 1
+
     cdef int _wait(self, int64_t deadline, cpsc.psc_turn *turn, cpsc.psc_event *event) except? -1:
         """psc_inbox_receive(), or psc_turn_receive() unless turn is NULL."""
-        cdef int r
+        cdef int r, quiet = 0
         while True:
+            if turn == NULL:
+                self._hear_signals(&quiet)
             with nogil:
                 if turn == NULL:
                     r = cpsc.psc_inbox_receive(self.inbox, deadline, event)
@@ -1236,6 +1307,14 @@ cdef class Inbox:
         cdef int r
         if workers > 1:
             _check(cpsc.psc_crew_new(self.inbox, table.table, stats.stats, workers, &crew), f"start {workers - 1} helping threads")
+        hearing = self._begin_hearing()
+        try:
+            PyErr_CheckSignals()
+        except BaseException:
+            self._end_hearing(hearing)
+            cpsc.psc_crew_free(crew)
+            raise
+        # From here to the loop nothing gives up the GIL: a task that sees this stay may hold it for ever.
         cpsc.psc_inbox_begin(self.inbox, &event.event)
         rseq = cpsc.psc_rseq_suspend()
         try:
@@ -1250,12 +1329,14 @@ cdef class Inbox:
                 if r == 1:
                     event = self._hand_over(event, call, fallback, on_error)
                 elif r == -EINTR:
+                    self._forget_heard()
                     PyErr_CheckSignals()
                 elif r == -ECANCELED or r == -ESHUTDOWN:
                     return r == -ECANCELED
                 else:
                     _check(r, "serve notifications")
         finally:
+            self._end_hearing(hearing)
             cpsc.psc_rseq_resume(rseq)
             with nogil:
                 cpsc.psc_crew_free(crew)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import queue
 import select
 import signal
 import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import DEADLINE, in_child
+from harness import DEADLINE, descriptors, in_child
 from listening import ARCH, NR, Box, call, install, listening, notifying
 
 import pyseccomp as ps
@@ -445,3 +448,95 @@ def test_workers_end_when_another_thread_stops_them() -> None:
         timer.start()
         assert box.serve(ps.Responder(ps.reply(7)), workers=2) is True
         timer.join()
+
+
+# ------------------------------------------------------------------- signals
+
+
+def interrupted(serve: Any, delay: float) -> float:
+    """Seconds that serve() takes to raise what a signal handler raises; the signal comes after delay seconds."""
+
+    class Interrupt(Exception):
+        pass
+
+    def handler(*_: Any) -> None:
+        raise Interrupt
+
+    signal.signal(signal.SIGALRM, handler)
+    start = time.monotonic()
+    with pytest.raises(Interrupt):
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        serve()
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("listeners", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_is_heard_while_calls_keep_coming(listeners: int, workers: int) -> None:
+    """With two targets that call all the time RECV never waits; the handler ran only when they had ended."""
+
+    def monitor() -> float:
+        with listening(lambda: forked_calls(2, 10**7), "getppid", count=listeners) as (box, *_):
+            return interrupted(lambda: box.serve(ps.Responder(ps.reply(7)), workers=workers), 0.2)
+
+    assert in_child(monitor) < 5
+
+
+def test_a_signal_just_before_the_wait_is_heard() -> None:
+    """A handler that ran between the interpreter's last look and RECV was forgotten until the next notification."""
+
+    def monitor() -> float:
+        with listening(lambda: os.read(os.pipe()[0], 1), "getppid") as (box, _):
+            served, received = ps.Responder(ps.reply(7)), []
+            for n in range(int(os.environ.get("PYSECCOMP_ROUNDS", "200"))):
+                received.append(interrupted(lambda: box.serve(served), 1e-6 + n % 100 * 2e-6))
+                received.append(interrupted(lambda: box.receive(), 1e-6 + n % 100 * 2e-6))
+            return max(received)
+
+    assert in_child(monitor) < 10
+
+
+def test_serve_leaves_the_wake_up_descriptor_and_the_timer_as_they_were() -> None:
+    def monitor() -> tuple[int, int, set[str]]:
+        first, own = descriptors(), os.pipe2(os.O_NONBLOCK)
+        for fd in (own[1], -1):
+            signal.set_wakeup_fd(fd)
+            with listening(lambda: calls(1), "getppid") as (box, target):
+                box.serve(ps.Responder(ps.reply(7)))
+                assert target.result() == [7]
+            assert signal.set_wakeup_fd(-1) == fd
+        del box, target
+        for fd in own:
+            os.close(fd)
+        return len(Path("/proc/self/timers").read_text().splitlines()), len(os.listdir("/proc/self/task")), descriptors() - first
+
+    timers, threads, fds = in_child(monitor)
+    assert timers <= 4 and threads == 1 and not fds  # a timer is shown by four lines
+
+
+def test_a_thread_of_this_process_that_holds_the_interpreter_is_answered_while_ticks_come() -> None:
+    """A loop that returns for its timer would need the lock that the trapped thread holds."""
+
+    def monitor() -> bool:
+        installed: queue.Queue[int] = queue.Queue()
+        serving = threading.Event()
+
+        def trapped() -> None:
+            installed.put(install(notifying("getppid")))
+            serving.wait()
+            while not box._inbox.stays:
+                time.sleep(0.001)
+            time.sleep(0.05)
+            holding = ctypes.PyDLL(None).syscall  # it keeps the interpreter's lock during the call
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                assert holding(NR["getppid"]) == 7
+            box.stop()
+
+        thread = threading.Thread(target=trapped)
+        thread.start()
+        box = Box(installed.get())
+        serving.set()
+        return box.serve(ps.Responder(ps.reply(7)))
+
+    assert in_child(monitor) is True
