@@ -75,6 +75,11 @@ PSC_MUST_CHECK int psc_program_run(const struct sock_filter *insns, size_t len,
 				   const struct seccomp_data *data,
 				   struct psc_decision *ret_decision);
 
+/* Whether a program that psc_program_check() accepted answers this call by its number
+ * and architecture alone, whatever the arguments and the instruction pointer are. True:
+ * *ret_ret is that answer. False: it looks at more, or was not such a program. */
+bool psc_program_decides(const struct sock_filter *insns, size_t len, uint32_t arch, uint32_t nr, uint32_t *ret_ret);
+
 /* The answer that the kernel takes out of two filters' answers: the one with
  * higher precedence by action; the first (newest) on a tie. */
 uint32_t psc_decision_merge(uint32_t newer, uint32_t older);

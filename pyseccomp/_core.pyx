@@ -9,6 +9,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.ref cimport Py_INCREF, Py_REFCNT
+from libc.errno cimport errno as c_errno
 from libc.errno cimport EINPROGRESS, EINTR, EINVAL, ENOENT, EOPNOTSUPP, EPERM, ESHUTDOWN, ETIMEDOUT
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close, read
@@ -21,6 +22,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import threading
 import warnings
 from typing import Any
@@ -84,6 +86,255 @@ def digest(const uint8_t[::1] data) -> bytes:
     cdef uint8_t out[cpsc.PSC_DIGEST_SIZE]
     cpsc.psc_digest(&data[0] if data.shape[0] else NULL, data.shape[0], out)
     return out[:cpsc.PSC_DIGEST_SIZE]
+
+
+# ------------------------------------------- what our own filters let us end
+
+# The system calls that an orderly end makes. A filter that this process loads on itself may kill the process for one of
+# them, so each is looked up before it is made. What is skipped is left to the kernel, which frees it when the process ends.
+cdef tuple _ENDING = (
+    "close", "munmap", "futex", "epoll_ctl", "tgkill", "sendmsg", "recvmsg", "shutdown", "ioctl", "poll", "getpid", "openat", "write",
+    "wait4", "exit", "clock_nanosleep", "rt_sigprocmask", "madvise", "brk",
+)
+cdef enum:
+    PSC_NEW_LISTENER = 1 << 3  # SECCOMP_FILTER_FLAG_NEW_LISTENER
+    END_CLOSE = 1 << 0
+    END_MUNMAP = 1 << 1
+    END_FUTEX = 1 << 2
+    END_EPOLL_CTL = 1 << 3
+    END_IOCTL = 1 << 8
+    END_GETPID = 1 << 10
+    END_WRITE = 1 << 12
+    END_THREAD = 1 << 13 | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 17 | END_FUTEX | END_MUNMAP
+    END_BRK = 1 << 18
+    END_GATE = END_CLOSE | END_WRITE | END_GETPID | END_THREAD
+cdef uint32_t _forbidden = 0  # bits by the place in _ENDING; a C global outlives the module's dictionary
+
+
+cdef extern from *:
+    """
+    #include <malloc.h>
+    static void psc_keep_heap(void)
+    {
+    #ifdef M_TRIM_THRESHOLD
+    	mallopt(M_TRIM_THRESHOLD, -1);
+    #endif
+    }
+    """
+    void psc_keep_heap()
+
+
+cdef uint32_t _before_own(const cpsc.sock_filter *insns, size_t n, bint listens):
+    """As _own_forbids(), for a program that this process is about to load on itself.
+
+    The C library gives freed memory back by brk, the interpreter's at the end included; where that is forbidden it keeps it.
+    """
+    cdef uint32_t bits = _own_forbids(insns, n, listens)
+    if bits & END_BRK:
+        psc_keep_heap()
+    return bits
+
+
+cdef uint32_t _own_forbids(const cpsc.sock_filter *insns, size_t n, bint listens):
+    """The bits of the calls that a program does not allow for every argument.
+
+    A call that is notified counts as allowed unless this process has the listener: then nothing may be left to answer it.
+    """
+    cdef uint32_t bits = 0, token = cpsc.psc_arch_token(<cpsc.psc_arch>cpsc.psc_arch_native()), ret = 0
+    cdef int nr, i
+    for i, name in enumerate(_ENDING):
+        nr = cpsc.psc_syscall_number(<cpsc.psc_arch>cpsc.psc_arch_native(), cpsc.psc_syscall_id((<str>name).encode()))
+        if nr < 0:
+            continue
+        if cpsc.psc_program_decides(insns, n, token, <uint32_t>nr, &ret):
+            ret &= 0xFFFF0000
+            if ret == cpsc.SECCOMP_RET_ALLOW or ret == cpsc.SECCOMP_RET_LOG:
+                continue
+            if ret == cpsc.SECCOMP_RET_USER_NOTIF and not listens:
+                continue
+        bits |= <uint32_t>1 << i
+    return bits
+
+
+def may(*calls) -> bool:
+    """Whether the filters that this process loaded on itself through this package allow these system calls, for every argument."""
+    for call in calls:
+        if _forbidden >> <int>_ENDING.index(call) & 1:
+            return False
+    return True
+
+
+# ----------------------------------------------------------- owned descriptors
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum: AF_UNIX
+    enum: SOCK_CLOEXEC
+    enum: SOL_SOCKET
+    enum: SO_DOMAIN
+    enum: SO_TYPE
+    enum: SHUT_RDWR
+    enum: SCM_RIGHTS
+    enum: MSG_CMSG_CLOEXEC
+    enum: MSG_DONTWAIT
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    cmsghdr *CMSG_FIRSTHDR(msghdr *m)
+    cmsghdr *CMSG_NXTHDR(msghdr *m, cmsghdr *c)
+    unsigned char *CMSG_DATA(cmsghdr *c)
+    size_t CMSG_LEN(size_t n)
+    int socketpair(int domain, int type, int protocol, int *fds)
+    int getsockopt(int fd, int level, int name, void *value, unsigned int *length)
+    int shutdown(int fd, int how)
+    ssize_t recvmsg(int fd, msghdr *m, int flags)
+
+cdef enum:
+    MAX_RECEIVED = 253  # SCM_MAX_FD
+
+
+@cython.final
+@cython.freelist(16)
+cdef class Fd:
+    """One descriptor of this process, closed with this object at the latest.
+
+    A Python signal handler runs between bytecodes and can raise there: after a C function has returned, and before its result is
+    assigned. A descriptor in an int is lost then. In an Fd it is closed, because the interpreter drops the object. So every
+    descriptor is put into an Fd by the C code that gets it.
+    """
+
+    cdef int fd
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __dealloc__(self):
+        self._close()
+
+    cdef void _close(self) noexcept:
+        cdef int fd = self.fd
+        self.fd = -1
+        if fd >= 0 and not _ending and not _forbidden & END_CLOSE:
+            close(fd)
+
+    @property
+    def number(self) -> int:
+        """The descriptor; -1 when it is closed or was given away."""
+        return self.fd
+
+    def fileno(self) -> int:
+        if self.fd < 0:
+            raise ValueError("this descriptor is closed")
+        return self.fd
+
+    def close(self) -> None:
+        """Close it, unless a filter that this process loaded on itself forbids that. Idempotent."""
+        self._close()
+
+    def detach(self) -> int:
+        """Give the descriptor away: it is the caller's. Only for C code, or where no Python runs before it has its next owner."""
+        cdef int fd = self.fd
+        self.fd = -1
+        return fd
+
+    def shutdown(self) -> None:
+        """End both directions of a socket."""
+        if self.fd >= 0:
+            shutdown(self.fd, SHUT_RDWR)
+
+    def __repr__(self):
+        return f"<Fd {self.fd}>" if self.fd >= 0 else "<Fd closed>"
+
+
+cdef Fd _own(int fd):
+    cdef Fd owner = Fd.__new__(Fd)
+    owner.fd = fd
+    return owner
+
+
+def own(function, *args) -> Fd:
+    """Call a C function that returns a descriptor (os.open, os.dup, os.pidfd_open), and own that."""
+    cdef Fd owner = Fd.__new__(Fd)
+    owner.fd = function(*args)
+    return owner
+
+
+def own_pair(function, *args) -> tuple[Fd, Fd]:
+    """Call a C function that returns two descriptors (os.pipe2), and own both."""
+    cdef Fd first = Fd.__new__(Fd)
+    cdef Fd second = Fd.__new__(Fd)
+    first.fd, second.fd = function(*args)
+    return first, second
+
+
+def duplicate(int fd) -> Fd:
+    """Duplicate a descriptor, CLOEXEC, above the standard three."""
+    return own(fcntl.fcntl, fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def socket_pair(int kind) -> tuple[Fd, Fd]:
+    """Make two connected Unix sockets, CLOEXEC."""
+    cdef int fds[2]
+    cdef Fd first = Fd.__new__(Fd)
+    cdef Fd second = Fd.__new__(Fd)
+    if socketpair(AF_UNIX, kind | SOCK_CLOEXEC, 0, fds) < 0:
+        raise OSError(c_errno, os.strerror(c_errno))
+    first.fd, second.fd = fds[0], fds[1]
+    return first, second
+
+
+def socket_kind(int fd) -> tuple[int, int]:
+    """The domain and type of a socket. Raises OSError for what is none."""
+    cdef int domain = 0, kind = 0
+    cdef unsigned int length = sizeof(int)
+    if getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0 or getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &length) < 0:
+        raise OSError(c_errno, os.strerror(c_errno))
+    return domain, kind
+
+
+def receive_now(Fd sock not None, size_t size) -> tuple[bytes, list[Fd], int]:
+    """Receive one message that is there, with its descriptors, CLOEXEC, and the flags. Raises BlockingIOError when none is."""
+    cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
+    cdef char control[2048]
+    cdef iovec part
+    cdef msghdr m
+    cdef cmsghdr *c
+    cdef ssize_t r
+    cdef size_t i
+    cdef list fds = []
+    part.iov_base, part.iov_len = PyBytes_AS_STRING(data), size
+    memset(&m, 0, sizeof(m))
+    m.msg_iov, m.msg_iovlen, m.msg_control, m.msg_controllen = &part, 1, control, sizeof(control)
+    r = recvmsg(sock.fd, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
+    if r < 0:
+        raise OSError(c_errno, os.strerror(c_errno))
+    c = CMSG_FIRSTHDR(&m)
+    while c != NULL:
+        if c.cmsg_level == SOL_SOCKET and c.cmsg_type == SCM_RIGHTS:
+            for i in range((c.cmsg_len - CMSG_LEN(0)) // sizeof(int)):
+                fds.append(_own((<int *>CMSG_DATA(c))[i]))
+        c = CMSG_NXTHDR(&m, c)
+    return data[:r], fds, m.msg_flags
+
+
+def receive_fds(sock, size_t size, int most) -> tuple[bytes, list[Fd], int]:
+    """Receive one message from a Python socket, which blocks as that does, with its descriptors, and the flags."""
+    cdef list fds = []
+    room = socket.CMSG_SPACE(most * sizeof(int))
+    data, control, flags, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in control:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            fds += [_own(number) for number in memoryview(content[: len(content) - len(content) % sizeof(int)]).cast("i")]
+    return data, fds, flags
 
 
 # --------------------------------------------------------------------- query
@@ -177,9 +428,12 @@ def filterfd_read(int fd) -> tuple[bytes, int]:
 def install(const uint8_t[::1] program, uint32_t flags, int no_new_privs) -> int:
     cdef size_t n = 0
     cdef const cpsc.sock_filter *insns = _insns(program, &n)
-    r = cpsc.psc_install(insns, n, flags, no_new_privs)
+    cdef uint32_t forbids = _before_own(insns, n, flags & PSC_NEW_LISTENER)
+    cdef int r = cpsc.psc_install(insns, n, flags, no_new_privs)
     if r < 0:
         raise OSError(-r, os.strerror(-r))
+    global _forbidden
+    _forbidden |= forbids
     return r
 
 
@@ -627,7 +881,7 @@ cdef class Answer:
             self.answer.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
     def __dealloc__(self):
-        if self.answer.fd >= 0:
+        if self.answer.fd >= 0 and not _forbidden & END_CLOSE:
             close(self.answer.fd)
 
     @property
@@ -754,7 +1008,8 @@ cdef class Table:
         return -r
 
     def __dealloc__(self):
-        cpsc.psc_table_free(self.table)
+        if not _forbidden & (END_CLOSE | END_MUNMAP | END_FUTEX):
+            cpsc.psc_table_free(self.table)
 
     def decide(self, uint32_t arch, int nr, args, uint32_t pid) -> tuple[int, int, int, int]:
         cdef cpsc.seccomp_notif n
@@ -807,7 +1062,8 @@ cdef class Ring:
         self.reading = threading.Lock()
 
     def __dealloc__(self):
-        cpsc.psc_ring_free(self.ring)
+        if not _forbidden & (END_CLOSE | END_MUNMAP | END_FUTEX):
+            cpsc.psc_ring_free(self.ring)
 
     def read(self, size_t limit) -> Records:
         cdef Records found = Records()
@@ -851,7 +1107,8 @@ cdef class Stats:
         _check(cpsc.psc_stats_new(&self.stats), "make statistics")
 
     def __dealloc__(self):
-        cpsc.psc_stats_free(self.stats)
+        if not _forbidden & (END_CLOSE | END_MUNMAP | END_FUTEX):
+            cpsc.psc_stats_free(self.stats)
 
     def keep_records(self, Ring ring not None) -> None:
         self.ring = ring  # lives as long as the statistics do
@@ -1086,7 +1343,7 @@ cdef class Event:
         return r, opening if r == 0 else None
 
     def __del__(self):
-        if not self.open:
+        if not self.open or _forbidden & (END_IOCTL | END_GETPID):
             return
         message = f"{self!r} was dropped unanswered; its call fails with EPERM"
         self.open = False
@@ -1147,7 +1404,7 @@ cdef class Inbox:
         _check(r, "make an inbox")
 
     def __dealloc__(self):
-        if not _ending:
+        if not _ending and not _forbidden & (END_CLOSE | END_MUNMAP | END_FUTEX):
             cpsc.psc_inbox_free(self.inbox)
 
     def add(self, int fd) -> None:
@@ -1495,7 +1752,8 @@ cdef class AsyncStay:
         self.stay = inbox.stay()
 
     def __dealloc__(self):
-        cpsc.psc_turn_free(self.turn)
+        if not _forbidden & (END_GETPID | END_THREAD):
+            cpsc.psc_turn_free(self.turn)
 
     def __aiter__(self):
         return self
@@ -1559,9 +1817,10 @@ cdef class Journal:
         _check(cpsc.psc_journal_new(&self.fd, &self.journal), "make a journal of notifications")
 
     def __dealloc__(self):
-        cpsc.psc_journal_free(self.journal)
-        if self.fd >= 0:
-            os.close(self.fd)
+        if not _forbidden & END_MUNMAP:
+            cpsc.psc_journal_free(self.journal)
+        if self.fd >= 0 and not _forbidden & END_CLOSE:
+            close(self.fd)
 
 
 def guardian_start(bytes path) -> int:
@@ -1653,12 +1912,12 @@ cdef class Page:
             _os_check(cpsc.psc_page_map(fd, &self.page))
 
     def __dealloc__(self):
-        if not _ending:
+        if not _ending and not _forbidden & (END_MUNMAP | END_GETPID):
             cpsc.psc_page_unmap(self.page)
 
     @property
     def writable(self) -> bool:
-        return cpsc.psc_page_writable(self.page)
+        return not _forbidden & END_GETPID and cpsc.psc_page_writable(self.page)
 
     def state(self, unsigned int slot) -> int:
         return cpsc.psc_page_state(self.page, slot)
@@ -1691,6 +1950,9 @@ cdef class Park:
 
     cdef cpsc.psc_park *park
 
+    def __dealloc__(self):
+        self.end()
+
     def __init__(
         self, int fd, int channel, unsigned int slot, const uint8_t[::1] program, uint32_t flags, int no_new_privs, int64_t deadline,
         bint kill
@@ -1702,7 +1964,11 @@ cdef class Park:
         options.len = n
         options.flags, options.no_new_privs = flags, no_new_privs
         options.deadline, options.kill = deadline, kill
+        cdef uint32_t forbids = _before_own(options.insns, n, False)
         _os_check(cpsc.psc_park_start(&options, &self.park))
+        # In force when its creator says so, at any moment: what it would forbid is left alone from now on.
+        global _forbidden
+        _forbidden |= forbids
 
     @property
     def state(self) -> int:
@@ -1714,7 +1980,7 @@ cdef class Park:
 
     def end(self) -> None:
         cdef cpsc.psc_park *park = self.park
-        if park != NULL:
+        if park != NULL and not _forbidden & (END_FUTEX | END_MUNMAP | END_CLOSE):
             self.park = NULL
             with nogil:
                 cpsc.psc_park_end(park)
@@ -1779,6 +2045,7 @@ cdef class Gate:
     cdef cpsc.psc_gate *gate
     cdef Page page
     cdef Inbox inbox
+    cdef uint32_t forbids  # what the policy's program does, once this process is gated itself
 
     def __cinit__(self, Page page not None, const uint8_t[::1] program, Inbox inbox not None):
         cdef size_t n = 0
@@ -1788,10 +2055,13 @@ cdef class Gate:
         self.inbox = inbox
         with nogil:
             r = cpsc.psc_gate_new(page.page, insns, n, inbox.inbox, &self.gate)
+        self.forbids = _own_forbids(insns, n, True)
         _os_check(r)
 
     def close(self) -> None:
         cdef cpsc.psc_gate *gate = self.gate
+        if _forbidden & END_GATE:
+            return
         self.gate = NULL
         with nogil:
             cpsc.psc_gate_free(gate)
@@ -1803,16 +2073,16 @@ cdef class Gate:
         """
         cdef cpsc.psc_gate *gate = self.gate
         cdef int r
-        self.gate = NULL
-        if gate == NULL:
+        if gate == NULL or _forbidden & END_GATE:
             return
+        self.gate = NULL
         Py_INCREF(self.page)
         with nogil:
             r = cpsc.psc_gate_leave(gate)
         _os_check(r)
 
     def __dealloc__(self):
-        if not _ending:
+        if not _ending and not _forbidden & END_GATE:
             cpsc.psc_gate_free(self.gate)
 
     def add(self, int listener, unsigned int slot, list triggers, **care) -> None:
@@ -1832,7 +2102,12 @@ cdef class Gate:
         cdef int r
         with nogil:
             r = cpsc.psc_gate_install(self.gate, insns, n, flags, no_new_privs, slot, list_, n_triggers, &care_)
-        return _os_check(r)
+        _os_check(r)
+        global _forbidden
+        _forbidden |= self.forbids
+        if self.forbids & END_BRK:
+            psc_keep_heap()
+        return r
 
     def remove(self, int listener) -> None:
         cdef int r
@@ -1862,7 +2137,8 @@ cdef class Opening:
         self.opening.socket = -1
 
     def __dealloc__(self):
-        cpsc.psc_opening_destroy(&self.opening)
+        if not _forbidden & (END_CLOSE | END_MUNMAP | END_FUTEX):
+            cpsc.psc_opening_destroy(&self.opening)
 
     @property
     def object(self) -> int:
@@ -1915,7 +2191,8 @@ cdef class Trace:
         _check(r, "make a trace")
 
     def __dealloc__(self):
-        cpsc.psc_trace_free(self.trace)
+        if not _forbidden & (END_CLOSE | END_MUNMAP | END_FUTEX):
+            cpsc.psc_trace_free(self.trace)
 
     def run(self, Inbox inbox not None) -> bool:
         """Let every call run. True: stopped; False: no task is left."""
@@ -2010,7 +2287,8 @@ cdef class Results:
             raise OSError(-r, os.strerror(-r))
 
     def __dealloc__(self):
-        cpsc.psc_results_free(self.results)
+        if not _forbidden & (END_CLOSE | END_MUNMAP | END_FUTEX):
+            cpsc.psc_results_free(self.results)
 
     def drain(self):
         """(tid, nr, errno) of what has come since, in no order."""

@@ -27,7 +27,7 @@ from pyseccomp.errors import (
     TargetGoneError,
     UnsupportedError,
 )
-from pyseccomp.owned import Owned
+from pyseccomp.owned import LETTING_GO, Owned, close_fds
 from pyseccomp.program import Program
 from pyseccomp.query import HasPid, State, TaskState, query
 
@@ -259,7 +259,8 @@ class Attachment(Owned):
 
     def _changed(self, state: State, why: str) -> None:
         """The audit event of every change."""
-        _log.info("process %d is %s: %s", self.pid, state, why, extra={"target": self.pid, "state": state, "why": why})
+        if _core.may("write", "getpid"):  # which a log record takes
+            _log.info("process %d is %s: %s", self.pid, state, why, extra={"target": self.pid, "state": state, "why": why})
         if self._filter.on_state_change is not None:
             self._filter.on_state_change(self, state, why)
 
@@ -437,8 +438,9 @@ class Attachment(Owned):
         self._filter._forget(self, listeners, None if keep else ward)
         if self._slot and self._filter._page.writable and not keep:
             self._filter._page.set(self._slot, gate.NONE)
-        for fd in (*listeners, pidfd):
-            os.close(fd)
+        if listeners and not _core.may(*LETTING_GO):
+            listeners = ()  # the inbox could not let go of them, so their numbers stay taken
+        close_fds(*listeners, pidfd)
 
     def __repr__(self) -> str:
         what = "closed" if self._pidfd < 0 else "activated" if self.activated else "inactive"

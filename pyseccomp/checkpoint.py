@@ -27,18 +27,17 @@ from __future__ import annotations
 import base64
 import binascii
 import errno
-import hashlib
 import json
 import os
 import select
 import struct
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from pyseccomp import _core
 from pyseccomp.actions import Combined
 from pyseccomp.attach import Attachment, AttachResult, ThreadOutcome
 from pyseccomp.errors import CheckpointError, ReclaimError, SeccompError, TargetGoneError
@@ -99,7 +98,7 @@ def save(filter_: Filter, responder: Responder | None) -> bytes:
 
 def _wrap(body: bytes) -> bytes:
     head = _HEAD.pack(_MAGIC, _VERSION, 0, len(body))
-    return head + hashlib.sha256(head + body).digest() + body
+    return head + _core.digest(head + body) + body
 
 
 def _place() -> dict[str, Any]:
@@ -140,7 +139,7 @@ def _hold(filter_: Filter, attachment: Attachment) -> None:
     if attachment._ward is not None:
         return
     if filter_._name is None:
-        filter_._name = f"checkpoint-{uuid.uuid4().hex[:16]}"
+        filter_._name = f"checkpoint-{os.urandom(8).hex()}"
     filter_._guard_active(attachment, hold())
 
 
@@ -263,7 +262,7 @@ def _unwrap(data: bytes) -> dict[str, Any]:
     head, digest, body = data[: _HEAD.size], data[_HEAD.size : _HEAD.size + _DIGEST], data[_HEAD.size + _DIGEST :]
     if zero or length != len(body) or length > _MAX_BODY:
         raise CheckpointError(errno.EBADMSG, f"{where}: its length is wrong: cut off, or longer than it says")
-    if hashlib.sha256(head + body).digest() != digest:
+    if _core.digest(head + body) != digest:
         raise CheckpointError(errno.EBADMSG, f"{where}: it is damaged: its digest does not agree")
     try:
         found = json.loads(body)

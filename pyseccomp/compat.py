@@ -48,6 +48,7 @@ from pyseccomp.compat_notify import (
 )
 from pyseccomp.compat_rules import CallRules, ConflictError
 from pyseccomp.errors import PolicyError, SeccompError, UnknownSyscallError
+from pyseccomp.owned import close_fds
 from pyseccomp.program import Program
 from pyseccomp.syscalls import Arch
 
@@ -376,7 +377,7 @@ class SyscallFilter:
 
     def __del__(self) -> None:
         if getattr(self, "_listener", -1) >= 0:
-            os.close(self._listener)
+            close_fds(self._listener)
             self._listener = -1
 
     @staticmethod

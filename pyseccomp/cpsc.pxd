@@ -32,6 +32,7 @@ cdef extern from "psc.h" nogil:
         uint32_t ret
         uint32_t executed
     int psc_program_run(const sock_filter *insns, size_t len, const seccomp_data *data, psc_decision *ret_decision)
+    bint psc_program_decides(const sock_filter *insns, size_t len, uint32_t arch, uint32_t nr, uint32_t *ret_ret)
 
     # query
     cdef struct psc_task_state:

@@ -12,7 +12,6 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing import reduction
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -38,7 +37,7 @@ from pyseccomp.guardian import Guardian, Message
 from pyseccomp.errors import AttachTimeoutError, FilterFdError, KernelError, UnsupportedError
 from pyseccomp.notify import Receiver, new_inbox
 from pyseccomp.offload import offload
-from pyseccomp.owned import Owned
+from pyseccomp.owned import LETTING_GO, Owned, close_fds
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.query import State, know_from
@@ -210,7 +209,7 @@ class Filter(Owned, Receiver):
             self._check_open("park")
             if self._channel is None:
                 self._channel = park.Channel()
-                self._ticket = park.Ticket(os.dup(self._channel.theirs.fileno()), 0)
+                self._ticket = park.Ticket(_core.duplicate(self._channel.theirs.fileno()), 0)
             return self._channel
 
     def _parked_ones(self) -> list[park.Parked]:
@@ -223,7 +222,7 @@ class Filter(Owned, Receiver):
         attachment._changed("inactive", "it parked itself")
 
     def _hear_parked(self, timeout: float = 0.0, pidfd: int | None = None) -> None:
-        if self._channel is not None and self._page.writable and self._fd >= 0:
+        if self._channel is not None and self._page.writable and self._fd >= 0 and _core.may("poll", "recvmsg"):
             park.hear(self, self._channel, timeout, pidfd)
 
     @property
@@ -272,22 +271,20 @@ class Filter(Owned, Receiver):
             attachments, self._attachments = self._attachments, []
             guardian, self._guardian = self._guardian, None
             server, self._gate = self._gate, None
-        if keep:
+        if keep and _core.may(*LETTING_GO):
             for attachment in attachments:  # what is received from now on is the guardian's to answer
                 for listener in attachment.listeners:
                     self._inbox.remove(listener)
-        if server is not None:
+        if server is not None and _core.may(*LETTING_GO):
             attachments = _end_gates(server, attachments, keep)
-        if guardian is not None:
+        if guardian is not None and _core.may("sendmsg", "shutdown", "futex", "close"):
             guardian.leave() if keep else guardian.close()
         for attachment in attachments:
             attachment._close(keep)
         for end in (self._channel, self._ticket):
             if end is not None:
                 end.close()
-        if self._memfd != fd:
-            os.close(self._memfd)
-        os.close(fd)
+        close_fds(*{self._memfd, fd})
 
     def __repr__(self) -> str:
         if self._fd < 0:
@@ -342,7 +339,7 @@ class Filter(Owned, Receiver):
         Raises FilterFdError when what comes is not exactly one filter (every descriptor that came is closed), or the
         other side has closed the connection.
         """
-        data, fds, flags, _ = socket.recv_fds(sock, 1 + _SLOT.size, _FDS_ACCEPTED, socket.MSG_CMSG_CLOEXEC)
+        data, fds, flags = _core.receive_fds(sock, 1 + _SLOT.size, _FDS_ACCEPTED)
         try:
             if not data and not fds:
                 raise FilterFdError(errno.ECONNRESET, "receiving a filter: the other side closed the connection")
@@ -350,20 +347,22 @@ class Filter(Owned, Receiver):
                 raise FilterFdError(errno.EBADMSG, f"receiving a filter: expected one descriptor, got {len(fds)}")
             if len(fds) == 2:
                 try:
-                    park.check_end(fds[1])
+                    park.check_end(fds[1].fileno())
                 except ValueError as error:
                     raise FilterFdError(errno.EBADMSG, f"receiving a filter: expected one descriptor, got 2, and the second is {error}, no way to its creator") from None
-            self = cls.from_fd(fds[0])
+            self = cls.from_fd(fds[0].fileno())
             slot = _SLOT.unpack(data[1:])[0] if len(data) == 1 + _SLOT.size else 0
             if len(fds) == 2:
                 self._ticket = park.Ticket(fds.pop(), slot if slot < 511 else 0)
             return self
         finally:
             for fd in fds:
-                os.close(fd)
+                fd.close()
 
     def __reduce__(self) -> tuple[Callable[[Any], Filter], tuple[Any]]:
         """Pass through multiprocessing: the other process gets the detached filter, without attachments."""
+        from multiprocessing import reduction
+
         self._check_open("pickle")
         return _rebuild, (reduction.DupFd(self._memfd),)
 
@@ -657,7 +656,9 @@ class Filter(Owned, Receiver):
         gate.check_trap(self._program)
         pid, fd = open_target(target, pidfd)
         try:
-            slot = gate.take_slot(self, gate.ACTIVE if active and not triggers else gate.INACTIVE)
+            # What is still to be done after the load is done by this very thread if it gates itself, so its gate turns last.
+            turn = active and not triggers and pid == os.getpid()
+            slot = gate.take_slot(self, gate.ACTIVE if active and not triggers and not turn else gate.INACTIVE)
         except BaseException:
             os.close(fd)
             raise
@@ -671,6 +672,8 @@ class Filter(Owned, Receiver):
                 attachment._install_gate(self._gate, program, triggers, self._load_flags(notifies=True), answer, deadline)
                 self._attachments.append(attachment)
                 self._show_listeners()
+                if turn:
+                    gate.write(self, slot, gate.ACTIVE, "attach to oneself as a gate")
         except BaseException:
             attachment.close()
             raise
@@ -914,6 +917,8 @@ class Filter(Owned, Receiver):
                 self._guardian.release(ward)
         with self._lock:
             for listener in listeners:
+                if not _core.may(*LETTING_GO):
+                    continue
                 if attachment.mode == "gate" and self._gate is not None:
                     self._gate.remove(listener)
                 self._inbox.remove(listener)

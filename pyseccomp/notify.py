@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import functools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from pyseccomp import _core, aserve, compat_notify, emulate, syscalls
+from pyseccomp import _core, compat_notify, emulate, syscalls
 from pyseccomp.emulate import Allowed, StrPath
 from pyseccomp.errors import ReceiveTimeoutError
 from pyseccomp.responder import Responder
+
+if TYPE_CHECKING:
+    import asyncio
 
 _READ_LIMIT = 1 << 20
 _NS = 1_000_000_000
@@ -204,6 +206,8 @@ class Receiver:
 
         Raises: NotificationError: there never was a listener (ENOTCONN).
         """
+        from pyseccomp import aserve  # asyncio loads OpenSSL, whose exit handler makes calls that a filter may forbid
+
         return await aserve.serve_async(self, responder, limit)
 
     def stop(self) -> None:
@@ -249,10 +253,12 @@ class _AsyncStay(_core.AsyncStay):
     def __init__(self, inbox: _core.Inbox, receiver: Receiver) -> None:
         self._receiver = receiver
         self._fd = -1
-        self._ready = asyncio.Event()
+        self._ready: asyncio.Event | None = None
         self._hook: Callable[[], object] | None = None
 
     async def _wait(self, turn_is_over: bool) -> Notification:
+        import asyncio
+
         if turn_is_over:
             await asyncio.sleep(0)
         try:
@@ -271,9 +277,11 @@ class _AsyncStay(_core.AsyncStay):
 
     async def _sleep(self) -> None:
         """Let the loop run until the inbox may have something; at once the first time, to look again after the hook."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
-        if self._fd < 0:
-            ready = self._ready
+        if self._ready is None:
+            ready = self._ready = asyncio.Event()
 
             def wake() -> None:
                 loop.call_soon_threadsafe(ready.set)

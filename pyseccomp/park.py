@@ -12,7 +12,6 @@ import errno
 import os
 import select
 import socket
-import stat
 import struct
 import time
 from dataclasses import dataclass
@@ -44,8 +43,7 @@ class Channel:
     """The way between a filter's creator and those who park; the creator keeps one end, the other goes with the filter."""
 
     def __init__(self) -> None:
-        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.ours.setblocking(False)
+        self.ours, self.theirs = _core.socket_pair(socket.SOCK_SEQPACKET)
         self.fd = self.ours.fileno()
 
     def close(self) -> None:
@@ -58,21 +56,22 @@ class Channel:
 class Ticket:
     """What a target needs to park: its end of the channel, and its word."""
 
-    channel: int
+    channel: _core.Fd
     slot: int
 
     def close(self) -> None:
         """Close the end."""
-        os.close(self.channel)
+        self.channel.close()
 
 
 def check_end(fd: int) -> None:
     """Raise ValueError if fd is no end of a channel."""
-    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-        raise ValueError("no socket")
-    with socket.socket(fileno=os.dup(fd)) as end:
-        if end.family != socket.AF_UNIX or end.type != socket.SOCK_SEQPACKET:
-            raise ValueError("another kind of socket")
+    try:
+        kind = _core.socket_kind(fd)
+    except OSError:
+        raise ValueError("no socket") from None
+    if kind != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+        raise ValueError("another kind of socket")
 
 
 class ParkedHere(Attachment):
@@ -120,7 +119,7 @@ class ParkedHere(Attachment):
         try:
             self._park = _core.Park(
                 filter._memfd,
-                ticket.channel,
+                ticket.channel.fileno(),
                 ticket.slot,
                 bytes(program),
                 flags,
@@ -307,7 +306,7 @@ def hear(filter: Filter, channel: Channel, timeout: float = 0.0, pidfd: int | No
         _close_all(found)
 
 
-_Received = tuple[bytes, list[int], int]
+_Received = tuple[bytes, list[_core.Fd], int]
 
 
 def _receive(channel: Channel, found: list[_Received]) -> bool:
@@ -315,11 +314,10 @@ def _receive(channel: Channel, found: list[_Received]) -> bool:
     before = len(found)
     while len(found) < before + _AT_ONCE:
         try:
-            data, fds, flags, _ = socket.recv_fds(channel.ours, _MESSAGE.size + 1, 8, socket.MSG_CMSG_CLOEXEC)
+            found.append(_core.receive_now(channel.ours, _MESSAGE.size + 1))
         except BlockingIOError:
             break
-        found.append((data, fds, flags))
-        if not data:
+        if not found[-1][0]:
             break
     return len(found) > before
 
@@ -333,10 +331,10 @@ def _take_all(filter: Filter, found: list[_Received]) -> None:
 def _close_all(found: list[_Received]) -> None:
     for _, fds, _ in found:
         for fd in fds:
-            os.close(fd)
+            fd.close()
 
 
-def _take(filter: Filter, data: bytes, fds: list[int]) -> None:
+def _take(filter: Filter, data: bytes, fds: list[_core.Fd]) -> None:
     """Believe nothing: it comes from who may be hostile by now. fds that are kept leave the list."""
     magic, kind, result, token, slot, _ = _MESSAGE.unpack(data)
     if magic != _MAGIC:
@@ -344,14 +342,14 @@ def _take(filter: Filter, data: bytes, fds: list[int]) -> None:
     known = next((a for a in filter._parked_ones() if a._token == token), None)
     if kind == _HELLO and known is None and fds:
         with contextlib.suppress(OSError, ValueError):
-            attachment = Parked(filter, fds[0], token, slot)
-            fds.pop()
+            attachment = Parked(filter, fds[0].number, token, slot)
+            fds.pop().detach()
             filter._adopt_parked(attachment)
     elif kind == _DONE and known is not None and not known._done:
         if result == 0 and filter.program.notifies and not fds:
             result = -errno.EBADMSG
-        if known._end(min(result, 0), fds[0] if fds and filter.program.notifies else None) and filter.program.notifies:
-            fds.pop()
+        if known._end(min(result, 0), fds[0].number if fds and filter.program.notifies else None) and filter.program.notifies:
+            fds.pop().detach()
     elif kind == _GONE and known is not None and not known._done and not known.lost:
         known.lost = True
         known._changed("detached", "its parked thread ended: exec, death, or given up")

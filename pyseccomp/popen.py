@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import asyncio.subprocess
 import contextlib
 import subprocess
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +10,8 @@ from pyseccomp.attach import Attachment
 from pyseccomp.triggers import Spawn
 
 if TYPE_CHECKING:
+    import asyncio.subprocess
+
     from pyseccomp.filter import Filter
 
 
@@ -82,6 +82,8 @@ async def create_subprocess_exec(
     The attachment is the last of ``filter.attachments``. asyncio forks before it waits for anything: the child is this
     one's.
     """
+    import asyncio  # not at the head: it loads OpenSSL, whose exit handler makes calls that a filter may forbid
+
     _check(activate_on)
     if filter is None:
         return await asyncio.create_subprocess_exec(*args, **options)

@@ -396,7 +396,8 @@ def test_hostile_messages_are_believed_nothing() -> None:
             kind = rng.choice([0, 1, 2, 3, 9])
             data = park._MESSAGE.pack(rng.choice([b"PSCPARK\0", b"x" * 8]), kind, rng.randint(-40, 40), rng.randint(0, 3), rng.randint(0, 600), 0)
             data = data[: rng.choice([len(data), len(data), 0, 5])]
-            socket.send_fds(f._channel.theirs, [data], rng.choice([[], [r], [r, w], [pidfd]]))
+            with socket.fromfd(f._channel.theirs.fileno(), socket.AF_UNIX, socket.SOCK_SEQPACKET) as theirs:
+                socket.send_fds(theirs, [data], rng.choice([[], [r], [r, w], [pidfd]]))
             f._hear_parked()
         for attachment in f.attachments:
             assert attachment.result is None
