@@ -104,6 +104,9 @@ static void copy_name(const char *pos, const char *end, char ret_name[PSC_TASK_N
 	ret_name[n] = '\0';
 }
 
+/* The mode of a task that its filter killed, since Linux 5.17 (SECCOMP_MODE_DEAD; no uapi header has it). */
+#define MODE_DEAD 3
+
 enum field {
 	FIELD_NAME,
 	FIELD_STATE,
@@ -176,9 +179,9 @@ static bool parse_field(enum field field, const char *pos, const char *end, stru
 		task->no_new_privs = value;
 		return true;
 	case FIELD_SECCOMP:
-		if (!number_field(pos, end, SECCOMP_MODE_FILTER, &value))
+		if (!number_field(pos, end, MODE_DEAD, &value))
 			return false;
-		task->seccomp = value;
+		task->seccomp = value == MODE_DEAD ? SECCOMP_MODE_FILTER : (int)value;
 		return true;
 	case FIELD_FILTERS:
 		if (!number_field(pos, end, INT_MAX, &value))

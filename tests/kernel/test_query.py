@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+import pyseccomp as ps
 from harness import descriptors, in_child, status_field, victim
 
 from pyseccomp.errors import KernelError, NotPermittedError, TargetGoneError, UnsupportedError
@@ -405,3 +407,21 @@ def test_query_equals_what_proc_says_of_this_very_process() -> None:
     (state,) = [t for t in query(os.getpid()).threads if t.tid == os.getpid()]
     assert state.no_new_privs == (status_field(os.getpid(), "NoNewPrivs") == "1")
     assert state.filters == int(status_field(os.getpid(), "Seccomp_filters"))
+
+
+def test_a_zombie_that_its_filter_killed_is_dead() -> None:
+    """Its mode reads 3 in /proc since Linux 5.17."""
+    policy = ps.Policy(ps.ALLOW)
+    policy.add(ps.KILL_PROCESS, "getpgid")
+    child = os.fork()
+    if child == 0:
+        try:
+            ps.Filter(policy).attach()
+            os.getpgid(0)
+        finally:
+            os._exit(1)
+    try:
+        assert os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT).si_status == signal.SIGSYS
+        assert ps.query(child).state == "dead"
+    finally:
+        os.waitpid(child, 0)

@@ -160,11 +160,14 @@ f.accept_parked()
 shared = mmap.mmap(-1, 4096)
 child = os.fork()
 if child:
+    while not shared[1]:
+        pass
     f.wait_parked(1, 10)
     f.activate()
     shared[0] = 1
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 a = f.attach(active=False)
+shared[1] = 1
 while not shared[0]:  # without a call
     pass
 os.write(1, b"in force;")
