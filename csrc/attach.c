@@ -209,6 +209,8 @@ static int look(struct psc_job *job)
 		if (task->seccomp == SECCOMP_MODE_STRICT)
 			return psc_job_refuse(job, PSC_REFUSED_STRICT, -EACCES);
 	}
+	for (size_t i = 0; i < job->before.n_threads && !job->visit.workers; i++)
+		job->visit.workers = job->before.threads[i].tid != job->before.pid && psc_visit_is_worker(job->before.threads[i].tid);
 	job->result->tid = 0;
 	return 0;
 }

@@ -74,6 +74,9 @@ void psc_job_give_up(struct psc_job *job);
  * what the kernel says of each now. NULL: no memory. */
 struct psc_thread_outcome *psc_outcomes_report(const struct psc_thread_outcome *mapped, size_t n, int pidfd);
 
+/* Of threads whose filters differ, before the first is changed: refuse if one is a worker. */
+PSC_MUST_CHECK int psc_job_check_workers(struct psc_job *job);
+
 /* Before the first thread is stopped, with job->visit.tasks open, where filters cannot be
  * suspended: refuse if a thread carries filters, or waits in a call that the stop would make
  * resume by restart_syscall. denied: the ABI for which the program forbids that, or NULL. */

@@ -36,9 +36,23 @@ int psc_job_look(struct psc_job *job, pid_t tid, struct psc_task_state *ret_task
 	return 0;
 }
 
+/* TSYNC alone gives a worker a filter: an injected call would wait for ever. */
+int psc_job_check_workers(struct psc_job *job)
+{
+	for (size_t i = 0; i < job->visit.n; i++)
+		if (job->visit.tracees[i].state == PSC_TRACEE_WORKER && psc_visit_is_worker(job->visit.tracees[i].tid)) {
+			job->result->tid = job->visit.tracees[i].tid;
+			return psc_job_refuse(job, PSC_REFUSED_WORKER, -EOPNOTSUPP);
+		}
+	return 0;
+}
+
 /* Every thread's filters, and strict mode. */
 static int check_threads(struct psc_job *job)
 {
+	bool differ = false;
+	int first = -1;
+
 	for (size_t i = 0; i < job->visit.n; i++) {
 		struct psc_tracee *tracee = &job->visit.tracees[i];
 		struct psc_task_state task = job->before.threads[0];
@@ -57,8 +71,10 @@ static int check_threads(struct psc_job *job)
 			job->result->tid = tracee->tid;
 			return psc_job_refuse(job, PSC_REFUSED_STRICT, -EACCES);
 		}
+		differ |= first >= 0 && first != tracee->filters;
+		first = tracee->filters;
 	}
-	return 0;
+	return differ ? psc_job_check_workers(job) : 0;
 }
 
 /* What the kernel asks for: no_new_privs, or CAP_SYS_ADMIN there. */

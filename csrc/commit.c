@@ -18,11 +18,20 @@
 #define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
 #endif
 
-#define COMMIT_NS 60000000000 /* for some thousand instructions, on a machine that is drowning */
+#define COMMIT_FLOOR_NS 1000000000 /* for some thousand instructions, where the stop has used up all the time */
 
 static bool manager_died(const struct psc_job *job)
 {
 	return job->manager && job->visit.own_signals && psc_sys(SYS_getppid) != job->manager;
+}
+
+/* What has begun is given a second at least: to end it, and to put the thread back. */
+static void extend_deadline(struct psc_job *job)
+{
+	uint64_t least = psc_now_ns() + COMMIT_FLOOR_NS;
+
+	if (job->visit.deadline < least)
+		job->visit.deadline = least;
 }
 
 /* The commit. *ret_result: what seccomp() returned. */
@@ -47,10 +56,10 @@ static int run_main(struct psc_commit *commit, uint64_t address, uint32_t flags,
 		return psc_job_refuse(job, PSC_REFUSED_NO_ROOM, r);
 	if (manager_died(job))
 		return psc_job_refuse(job, PSC_REFUSED_INJECTOR, -ECANCELED);
-	job->visit.deadline = psc_now_ns() + COMMIT_NS;
 	r = psc_tracee_run_main(&job->visit, commit->tracee, &commit->site, no_new_privs, ret_result);
 	if (r < 0)
 		return psc_job_refuse(job, r == -ESRCH ? PSC_REFUSED_GONE : PSC_REFUSED_FAULT, r);
+	extend_deadline(job);
 	job->result->no_new_privs_set |= no_new_privs && job->before.threads[0].no_new_privs == 0;
 	return 0;
 }
@@ -185,8 +194,11 @@ uint32_t psc_job_seccomp_flags(const struct psc_job *job, bool all_threads)
 static int apply_one_by_one(struct psc_job *job)
 {
 	struct psc_attach_result *result = job->result;
+	int checked = psc_job_check_workers(job);
 	size_t done = 0;
 
+	if (checked < 0)
+		return checked;
 	for (size_t i = 0; i < job->visit.n; i++) {
 		struct psc_tracee *tracee = &job->visit.tracees[i];
 		int listener = -1, r;
@@ -240,13 +252,14 @@ int psc_job_commit(struct psc_job *job)
 		r = make_outcomes(job);
 	if (r < 0)
 		return r;
+	extend_deadline(job);
 	r = apply(job, tracee, psc_job_seccomp_flags(job, !job->options->leader_only), &result->listener);
 	if (r == -ESRCH && result->refusal == PSC_REFUSED_KERNEL)
 		return apply_one_by_one(job);
 	if (r < 0 && result->refusal != PSC_REFUSED_NO_LISTENER)
 		return r;
 	for (size_t i = 0; i < job->visit.n; i++)
-		if (job->visit.tracees[i].state == PSC_TRACEE_STOPPED)
+		if (job->visit.tracees[i].state == PSC_TRACEE_STOPPED || job->visit.tracees[i].state == PSC_TRACEE_WORKER)
 			result->threads[result->n_threads++] =
 				(struct psc_thread_outcome){ job->visit.tracees[i].tid, job->visit.tracees[i].filters, -1, -1 };
 	return r;

@@ -118,6 +118,10 @@ int psc_dump_thread(int pidfd, pid_t tgid, pid_t tid, uint64_t timeout_ns, struc
 	job.visit.tasks = open_tasks(tgid, pidfd);
 	if (job.visit.tasks < 0)
 		return job.visit.tasks;
+	if (tid != tgid && psc_visit_is_worker(tid)) {
+		psc_close_fd(&job.visit.tasks);
+		return -EOPNOTSUPP;
+	}
 	ret_dump->insns = malloc(MAX_INSNS * sizeof(*ret_dump->insns));
 	ret_dump->filters = calloc(MAX_FILTERS, sizeof(*ret_dump->filters));
 	r = ret_dump->insns && ret_dump->filters ? run(&job) : -ENOMEM;

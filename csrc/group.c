@@ -81,7 +81,7 @@ static bool has_died(struct psc_member *member)
 			if (tracee->state != PSC_TRACEE_DEAD &&
 			    psc_sys(SYS_wait4, tracee->tid, &status, __WALL | WNOHANG, 0) == tracee->tid && !WIFSTOPPED(status))
 				tracee->state = PSC_TRACEE_DEAD;
-			dead += tracee->state == PSC_TRACEE_DEAD;
+			dead += tracee->state == PSC_TRACEE_DEAD || tracee->state == PSC_TRACEE_WORKER;
 		}
 		if (dead < visit->n)
 			psc_sys(SYS_nanosleep, &nap, 0);
@@ -522,7 +522,7 @@ static int prepare(struct psc_group *group)
 	int r;
 
 	common->options = options;
-	common->visit = (struct psc_visit){ .mem = -1, .tasks = -1, .own_signals = !options->in_thread };
+	common->visit = (struct psc_visit){ .mem = -1, .tasks = -1, .own_signals = !options->in_thread, .workers = true };
 	common->notifies = psc_program_notifies(options->insns, options->len);
 	common->reserve = -1;
 	common->manager = getpid();

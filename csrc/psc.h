@@ -274,6 +274,7 @@ enum psc_refusal {
 	PSC_REFUSED_NO_THREAD,	     /* what the kernel will say takes a dry run, and no thread can be made for it there */
 	PSC_REFUSED_RESTART,	     /* thread tid resumes its call by restart_syscall, which the program forbids:
 					filters cannot be suspended (-EACCES), or it is in a group-stop (-EAGAIN) */
+	PSC_REFUSED_WORKER,	     /* threads differ in filters, and tid is an io_uring worker, where nothing can be injected */
 };
 
 enum psc_no_new_privs { PSC_NO_NEW_PRIVS_NEVER, PSC_NO_NEW_PRIVS_ALWAYS, PSC_NO_NEW_PRIVS_AUTO };
@@ -286,7 +287,7 @@ struct psc_attach_options {
 	enum psc_no_new_privs no_new_privs;
 	bool leader_only;	/* the main thread alone, not the others */
 	bool in_thread;		/* inject from a thread of ours, not a process (YAMA scope 1) */
-	uint64_t timeout_ns;	/* to stop everybody */
+	uint64_t timeout_ns;	/* for all of it; an injection that has begun is given a second at least */
 };
 
 struct psc_thread_outcome {
@@ -311,7 +312,8 @@ struct psc_attach_result {
 	pid_t tid, other_tracer;
 };
 
-/* Attach. Blocks for the injection, at most timeout_ns and what the commit takes.
+/* Attach. Blocks for the injection, at most timeout_ns; or two seconds from the first injected
+ * call on, if that is later: each of the two halves of a commit is given one.
  * *ret_result is written on failure too: refusal, tid and other_tracer, and for
  * PSC_REFUSED_PARTIAL all of it. Release it with psc_attach_result_destroy(). */
 PSC_MUST_CHECK int psc_attach(const struct psc_attach_options *options, struct psc_attach_result *ret_result);

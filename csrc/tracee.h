@@ -32,6 +32,7 @@ enum psc_tracee_state {
 	PSC_TRACEE_RUNNING, /* seized, not stopped yet */
 	PSC_TRACEE_STOPPED,
 	PSC_TRACEE_DEAD,
+	PSC_TRACEE_WORKER, /* not seized: a thread that the kernel made, see psc_visit_is_worker() */
 	PSC_TRACEE_LEFT, /* released, but traced until this tracer exits: see restart.c */
 };
 
@@ -62,6 +63,7 @@ struct psc_visit {
 
 	struct psc_tracee *tracees;
 	size_t n, size;
+	bool workers;	    /* it may have threads that the kernel made: look, and leave them alone */
 	pid_t seizing;	    /* a seize is under way (read by the timer's handler) */
 	bool execed;	    /* it has executed another program since it was seized */
 	bool stop_signal;   /* a SIGSTOP was held back */
@@ -73,6 +75,11 @@ struct psc_visit {
 /* Is it in a frozen cgroup of v2? There it can be stopped, but nothing that it is then
  * made to execute runs before it is thawed. */
 bool psc_visit_is_frozen(pid_t pid);
+
+/* Is a thread one that the kernel made for the process, for io_uring or vhost? It never runs
+ * code of the process and makes no system call. A stop fails its requests with EINTR, and an
+ * injected call would wait for ever. TSYNC reaches it, stopped or not. */
+bool psc_visit_is_worker(pid_t tid);
 
 /* A file of /proc/PID as a string, cut where it is too long. The length, or -errno. */
 PSC_MUST_CHECK long psc_read_proc(pid_t pid, const char *name, char *text, size_t size);

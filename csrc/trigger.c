@@ -436,7 +436,7 @@ static int make(const struct psc_attach_options *options, int event, struct psc_
 	trigger->armed = eventfd(0, EFD_CLOEXEC);
 	trigger->news = eventfd(0, EFD_CLOEXEC);
 	job = &trigger->job;
-	job->visit = (struct psc_visit){ .mem = -1, .tasks = -1, .own_signals = true };
+	job->visit = (struct psc_visit){ .mem = -1, .tasks = -1, .own_signals = true, .workers = true };
 	job->notifies = psc_program_notifies(options->insns, options->len);
 	job->reserve = job->notifies ? eventfd(0, EFD_CLOEXEC) : -1;
 	job->image_size = sizeof(*job->image) + options->len * sizeof(*options->insns);

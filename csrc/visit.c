@@ -23,6 +23,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#define PF_IO_WORKER 0x10 /* linux/sched.h: io_uring */
+#define PF_USER_WORKER 0x4000 /* linux/sched.h: vhost too */
 #define INTERRUPTED (PTRACE_EVENT_STOP << 16 | SIGTRAP << 8 | 0x7f) /* as wait(2) tells it */
 
 struct psc_tracee *psc_visit_find(struct psc_visit *visit, pid_t tid)
@@ -137,6 +139,21 @@ bool psc_visit_is_frozen(pid_t pid)
 	return name_end && name_end[1] == ' ' && name_end[2] == 'S';
 }
 
+/* The target chooses the name of a thread, but not its flags. Workers bear these names if
+ * the target has not changed them; the flags take longer to read. */
+bool psc_visit_is_worker(pid_t tid)
+{
+	uint64_t start_time, flags;
+	char text[1024];
+	long n = psc_read_proc(tid, "comm", text, sizeof(text));
+
+	if (n <= 0 || (strncmp(text, "iou-", 4) != 0 && strncmp(text, "vhost-", 6) != 0))
+		return false;
+	n = psc_read_proc(tid, "stat", text, sizeof(text));
+	return n > 0 && psc_query_parse_stat(text, (size_t)n, &start_time, &flags) == 0 &&
+	       (flags & (PF_IO_WORKER | PF_USER_WORKER));
+}
+
 /* ------------------------------------------------------------------- seize */
 
 /* Why the kernel would not let us seize a thread. */
@@ -180,12 +197,24 @@ static int seize(struct psc_visit *visit, pid_t tid)
 	return r == 0 ? 1 : seize_refused(visit, tid, (int)r);
 }
 
+static int add_worker(struct psc_visit *visit, pid_t tid, struct psc_tracee *known)
+{
+	int r = known ? 0 : psc_visit_add(visit, tid);
+
+	if (r == 0)
+		psc_visit_find(visit, tid)->state = PSC_TRACEE_WORKER;
+	return r;
+}
+
 /* known: its number was that of a thread that is dead. A thread that executed another
  * program has the first one's number from then on. */
 static int seize_new(struct psc_visit *visit, pid_t tid, struct psc_tracee *known)
 {
-	int r = seize(visit, tid);
+	int r;
 
+	if (visit->workers && tid != visit->tgid && psc_visit_is_worker(tid))
+		return add_worker(visit, tid, known);
+	r = seize(visit, tid);
 	if (r <= 0)
 		return r;
 	if (known) {
@@ -230,7 +259,8 @@ static int seize_all_new(struct psc_visit *visit)
 				known = &visit->tracees[cursor++];
 			else
 				known = psc_visit_find(visit, tid);
-			if (known && known->state != PSC_TRACEE_DEAD)
+			if (known && known->state == PSC_TRACEE_WORKER ? psc_visit_is_worker(tid) :
+									 known && known->state != PSC_TRACEE_DEAD)
 				continue;
 			r = seize_new(visit, tid, known);
 			if (r < 0)

@@ -769,6 +769,13 @@ def explain(
                 "an unfiltered caller; allow restart_syscall, or try again when it does not wait; nothing was changed",
                 tid=tid,
             )
+        case 23:
+            return UnsupportedError(
+                error,
+                f"{what}: its threads carry different filters, so each must load the program by itself, and thread {tid} is an io_uring "
+                "worker, which makes no injected call; nothing was changed; try again when no request is in flight (idle workers end "
+                "after some seconds), or use threads='one'",
+            )
         case 18:
             return AttachError(error, f"{what}: no descriptor is free here for its listener ({os.strerror(error)}); raise RLIMIT_NOFILE")
         case 15 | 16 | 17:

@@ -468,7 +468,8 @@ class Filter(Owned, Receiver):
 
         threads: "one"
         filters the main thread only. no_new_privs: "auto" sets it in the target if the kernel asks for it, and
-        :attr:`Attachment.result` tells. timeout: seconds within which every thread must have stopped.
+        :attr:`Attachment.result` tells. timeout: seconds for all of it, from the first stop to the last release; when they have
+        passed before the injection begins, nothing is changed; an injection that has begun is given one second at least.
 
         deadline: with active=False, or with activate_on= an event or (of a gate) a call, seconds after which the attachment is
         activated, or the process killed, as on_deadline says; the death of this process is the deadline too (not so of what parked

@@ -95,6 +95,8 @@ def _explain(error: OSError, what: str) -> SeccompError:
         return TargetGoneError(number, f"{what}: it has ended")
     if number == errno.ETIMEDOUT:
         return KernelError(number, f"{what}: it did not stop; it sleeps where nothing interrupts it")
+    if number == errno.EOPNOTSUPP:
+        return UnsupportedError(number, f"{what}: it is a kernel worker of io_uring or vhost, which makes no calls; a stop would fail its requests")
     if number == errno.EMEDIUMTYPE:
         return UnsupportedError(number, f"{what}: one of them is no classic BPF")
     if number in (errno.EIO, errno.EINVAL):

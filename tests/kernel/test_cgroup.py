@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import pyseccomp as ps
-from attaching import DENIED, ask, deny_getppid, filter_counts, notify_getppid, wait_until
-from harness import Victim, build_victim, descriptors, in_child, status_field, victim
+from attaching import DENIED, ask, deny_getppid, filter_counts, notify_getppid, rounds, wait_until
+from harness import SLOW, Victim, build_victim, descriptors, in_child, status_field, victim
 
 PROBES = 40
 NOBODY = 65534
@@ -192,6 +192,32 @@ def test_a_frozen_cgroup_is_refused_at_once_and_unchanged(cgroup: Path) -> None:
             (cgroup / "cgroup.freeze").write_text("0")
         facts = ask(root)
         assert facts["denied"] == facts["bad"] == 0
+
+
+@v2_alone
+def test_a_freeze_in_the_middle_of_an_attach_holds_nobody_beyond_the_timeout_and_leaves_the_target_whole(cgroup: Path) -> None:
+    """The injected call waits for the thaw, so the attach gives up. The thread then ends the call and restores itself."""
+    freeze = cgroup / "cgroup.freeze"
+    for attempt in range(rounds(60)):
+        with within(cgroup, "busy", "2") as subject, ps.Filter(deny_getppid()) as f:
+            freezer = threading.Timer(0.0001 * (attempt % 20), freeze.write_text, ("1",))
+            freezer.start()
+            error, began = "", time.monotonic()
+            try:
+                f.attach(subject, timeout=0.2)
+            except ps.AttachError as caught:
+                error = str(caught)
+            assert time.monotonic() - began < 0.2 + 1 + SLOW
+            freezer.join()
+            freeze.write_text("0")
+            if "did not come to its end" in error:
+                wait_until(lambda: len(set(filter_counts(subject.pid).values())) == 1, "it runs on")  # noqa: B023
+            answer = ask(subject)
+            assert (answer["bad"], answer["word"]) == (0, 0)
+            if "did not come to its end" in error:
+                return
+            assert answer["probe"] == (DENIED if not error else 0)
+    pytest.skip("kernel lacks a freeze that comes in the middle: none of those tried did")
 
 
 def test_a_member_that_is_traced_by_another_keeps_all_from_being_filtered(cgroup: Path) -> None:
