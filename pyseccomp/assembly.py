@@ -50,7 +50,7 @@ class _Line:
 
 def looks_like(data: bytes) -> bool:
     """Whether a file's first line that says something is an instruction."""
-    for line in data[: 1 << 16].decode("latin-1").splitlines():
+    for line in data[: 1 << 16].decode("latin-1").split("\n"):
         line = line.partition(";")[0].strip()
         if line:
             match = _LINE.fullmatch(line[:_LONGEST])
@@ -67,10 +67,12 @@ def assemble(text: str, name: str = "text") -> bytes:
     lines: list[_Line] = []
     labels: dict[str, int] = {}
     rest: list[str | None] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # and nowhere else: a comment goes to the end of its line
         line = line.partition(";")[0].strip()
         if not line:
             continue
+        if not line.isascii():
+            raise ProgramError(f"{name}:{number}: only ASCII is allowed outside comments: {line[:60]!r}")
         match = _LINE.fullmatch(line) if len(line) <= _LONGEST else None
         if match is None or match[3] not in _KINDS:
             raise ProgramError(f"{name}:{number}: {line[:60]!r} is not an instruction")

@@ -220,7 +220,7 @@ def _chain(chain: tuple[LoadedFilter, ...], tids: list[int]) -> str:
         one = chain[at]
         lines.append(f"{_title(at, one)}")
         decompiled = one.decompile()
-        lines += [f"  {line}" for line in decompiled.text.rstrip("\n").splitlines()]
+        lines += [f"  {line}" for line in decompiled.text.rstrip("\n").split("\n")]
         if decompiled.why is not None:
             lines.append(f"  (no policy says the same: {decompiled.why})")
     return "\n".join(lines)

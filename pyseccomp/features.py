@@ -116,7 +116,7 @@ def _jit() -> tuple[bool, str]:
 def _cgroup() -> tuple[bool, str]:
     """Cgroup v2 is available if a hierarchy of it is mounted at all; the detail says how."""
     try:
-        lines = Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()
+        lines = Path("/proc/self/mounts").read_bytes().decode(errors="surrogateescape").split("\n")[:-1]
     except OSError as error:
         return False, f"cannot be told: /proc/self/mounts: {error.strerror}"
     mounts = [line.split(" ") for line in lines]

@@ -41,7 +41,7 @@ def yama_scope() -> int:
 def has_capability(number: int) -> bool:
     """True if this process has a capability."""
     capabilities = next(
-        line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:")
+        line.split()[1] for line in Path("/proc/self/status").read_bytes().split(b"\n") if line.startswith(b"CapEff:")
     )
     return bool(int(capabilities, 16) >> number & 1)
 

@@ -120,7 +120,7 @@ def _waits(pid: int, fd: int, call: str, args: list[int]) -> bool:
     if call == "ioctl":
         return args[0] == fd and args[1] & 0xFFFFFFFF == _RECV
     if call in ("epoll_wait", "epoll_pwait", "epoll_pwait2"):
-        lines = Path(f"/proc/{pid}/fdinfo/{args[0]}").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/fdinfo/{args[0]}").read_bytes().decode(errors="replace").split("\n")
         return any(line.split()[:2] == ["tfd:", str(fd)] for line in lines)
     if call in ("poll", "ppoll"):
         with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:

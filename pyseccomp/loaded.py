@@ -53,7 +53,7 @@ def why_not() -> str | None:
     """Tell what keeps this process from reading the programs of others; None: nothing that it can know."""
     if _core.query_thread(os.getpid(), os.getpid())[4] > 0:
         return "this process carries a filter itself, and the kernel shows programs to unfiltered processes only (ptrace(2))"
-    for line in Path("/proc/thread-self/status").read_text().splitlines():
+    for line in Path("/proc/thread-self/status").read_bytes().decode(errors="replace").split("\n"):
         name, _, value = line.partition(":")
         if name == "CapEff" and not int(value, 16) >> _SYS_ADMIN & 1:
             return "the kernel shows programs to CAP_SYS_ADMIN only (ptrace(2), PTRACE_SECCOMP_GET_FILTER)"

@@ -42,32 +42,77 @@ ACTIONS: Final = {
 }  # fmt: skip
 _OPS: Final = {"==": Op.EQ, "!=": Op.NE, "<": Op.LT, "<=": Op.LE, ">": Op.GT, ">=": Op.GE}
 _ALL: Final = (1 << 64) - 1
+_SPACE: Final = " \t\r\f\v"
+_TO_SPACE: Final = dict.fromkeys(map(ord, _SPACE), " ")
 _LINE: Final = re.compile(r"([A-Za-z0-9_]+)\s*:\s*(\S.*)")
 _ATOM: Final = re.compile(r"arg([0-5])\s*(==|!=|<=|>=|<|>|&|\bin\b)\s*(\S.*)")
 
 
-def lines(data: bytes, name: str) -> Iterator[tuple[str, int]]:
-    """Yield the lines of a file that say something, without comments, with the number of the first of those joined by ``\\``.
-
-    Raises:
-        PolicyError: too large, or not UTF-8.
-    """
+def _split(data: bytes, name: str) -> str:
+    """Decode a file. What could be read in two ways is refused, see :func:`_checked`."""
     if len(data) > MAX_SIZE:
         raise PolicyError(f"{name}: larger than {MAX_SIZE >> 20} MiB: not a policy")
     try:
-        found = data.decode().splitlines()
+        return data.decode()
     except UnicodeDecodeError:
         raise PolicyError(f"{name}: not UTF-8 text") from None
-    whole, first = "", 0
-    for at, line in enumerate([*found, ""], 1):
-        first = first if whole else at
-        line = line.partition("#")[0].rstrip()
-        if line.endswith("\\") and at <= len(found):
-            whole += line[:-1] + " "
+
+
+def _checked(text: str, where: str) -> str:
+    """Return a statement, stripped.
+
+    Outside comments and paths a statement is ASCII: minijail and Python differ in what else is a space or ends a line.
+    """
+    if not text.startswith(("@include", "@frequency")) and not (text.isascii() and text.isprintable()):
+        odd = next(c for c in text if not (c.isascii() and c.isprintable()))
+        raise PolicyError(f"{where}: the character U+{ord(odd):04X} is not allowed outside comments")
+    return text
+
+
+def lines(data: bytes, name: str) -> Iterator[tuple[str, int]]:
+    """Yield the statements of a file as minijail's own reader splits them (``getmultiline()`` in its util.c).
+
+    A line ends at ``\\n`` and nowhere else. A backslash right before that joins the next line, also in a comment, which then goes
+    on there. The number is that of a statement's first line.
+
+    Raises:
+        PolicyError: too large, not UTF-8, or a statement that could be read in two ways.
+    """
+    joined: list[str] = []
+    first = 1
+    for at, line in enumerate(_split(data, name).split("\n"), 1):
+        joined.append(line.removesuffix("\\"))
+        if line.endswith("\\"):
             continue
-        if (whole + line).strip():
-            yield (whole + line).strip(), first
-        whole = ""
+        where = f"{name}:{first}"
+        text, comment, _ = " ".join(joined).strip(_SPACE).partition("#")
+        if comment and text and any("#" in part for part in joined[:-1]):
+            raise PolicyError(f"{where}: a comment after a rule ends in a backslash: is the next line part of it?")
+        if text.strip(_SPACE):
+            yield _checked(text.strip(_SPACE).translate(_TO_SPACE), where), first
+        joined, first = [], at + 1
+    if joined:
+        raise PolicyError(f"{name}:{first}: the file ends in a line that a backslash continues")
+
+
+def compiler_lines(data: bytes, name: str) -> Iterator[tuple[str, int]]:
+    """Yield the statements of a file as minijail's compiler splits them (``tokenize()`` in its tools/parser.py).
+
+    A line ends at ``\\n``, ``\\r`` or ``\\r\\n``. A comment ends with its line. A backslash at the very end of a line joins the next
+    one, even where it belongs to a comment. Arguments, results and errors as of :func:`lines`.
+    """
+    whole, first, goes_on = "", 1, False
+    for at, line in enumerate(_split(data, name).replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
+        text, comment, _ = line.partition("#")
+        whole += (text if comment else line.removesuffix("\\")) + " "
+        goes_on = line.endswith("\\")
+        if goes_on:
+            continue
+        if whole.strip(_SPACE):
+            yield _checked(whole.strip(_SPACE).translate(_TO_SPACE), f"{name}:{first}"), first
+        whole, first = "", at + 1
+    if goes_on:
+        raise PolicyError(f"{name}:{first}: the file ends in a line that a backslash continues")
 
 
 def comparison(index: int, operator: str, value: int) -> Condition:

@@ -91,7 +91,7 @@ class _Reader:
         self.text(data, path, depth, frequencies=frequencies)
 
     def text(self, data: bytes, name: str, depth: int = 0, *, frequencies: bool = False) -> None:
-        for text, number in minijail.lines(data, name):
+        for text, number in minijail.compiler_lines(data, name):
             line = f"{name}:{number}"
             if frequencies:
                 self.frequency(_Line(text, line))

@@ -116,7 +116,7 @@ class Program:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in _C_KEYWORDS:
             raise PolicyError(f"C array: {name!r} is not a name for a variable in C")
         guard = f"{name.upper()}_SECCOMP_H"
-        texts = self.disassemble().splitlines()
+        texts = self.disassemble().rstrip("\n").split("\n")
         rows = [
             f"\t{{ {code:#04x}, {jt:3}, {jf:3}, {k:#010x} }}, /* {text.strip()} */"
             for (code, jt, jf, k), text in zip(struct.iter_unpack("=HBBI", self._bytes), texts, strict=True)
