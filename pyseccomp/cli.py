@@ -1,7 +1,8 @@
 """The command ``pyseccomp``: one sub-command per function.
 
 Exit status: 0 done; 1 an error of this package or of a file, in one line on stderr (``check`` and ``demo``: something
-did not work; ``diff``: they differ); 2 the command line was wrong (``diff``: or a file); 130 interrupted by Ctrl-C. ``run`` exits as its command did (128 + N when
+did not work; ``diff``: they differ); 2 the command line was wrong (``diff``: or a file); 130 interrupted by Ctrl-C, 128 + N ended by
+another signal. ``run`` exits as its command did (128 + N when
 signal N killed it), with 125 when it could not start it under the filter, 126 when it cannot be executed, and 127 when
 there is no such command.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyseccomp import cli_group, cli_holder, cli_policy, cli_query, cli_trace, formats, syscalls
+from pyseccomp.cli_leave import Ended
 from pyseccomp.cli_policy import errno_text
 from pyseccomp.decompile import decompile
 from pyseccomp.errors import PolicyError, SeccompError
@@ -39,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a reader that has left is expected
         return status
     except KeyboardInterrupt as interrupt:
-        print("; ".join(["pyseccomp: interrupted", *getattr(interrupt, "__notes__", [])]), file=sys.stderr)
-        return INTERRUPTED
+        what, status = interrupt.told if isinstance(interrupt, Ended) else ("interrupted", INTERRUPTED)
+        print("; ".join([f"pyseccomp: {what}", *getattr(interrupt, "__notes__", [])]), file=sys.stderr)
+        return status
     except BrokenPipeError:
         # Whoever read our output has enough; Python must not try to flush the rest at exit.
         with open(os.devnull, "wb") as nowhere:

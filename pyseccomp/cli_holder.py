@@ -13,11 +13,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pyseccomp import cli_policy, holder
+from pyseccomp import cli_leave, cli_policy, holder
 from pyseccomp.errors import PolicyError, ReclaimError
 from pyseccomp.holder import Background, Message
-from pyseccomp.responder import Responder
+from pyseccomp.responder import KINDS, Responder, deny
 from pyseccomp.text import table
+from pyseccomp.triggers import TRIGGERS
 
 Add = Callable[..., argparse.ArgumentParser]
 
@@ -26,8 +27,9 @@ _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 _HELD = (
     "A holder is a process that keeps the filter and the listener, and ends with its targets. If it dies, what was inactive stays "
-    "so, unless --deadline was given, which counts as come; a gate with --deadline or --on-death is active and answered from then on; "
-    "notified calls without --on-death, and gated ones without either, fail with ENOSYS; what the kernel denies stays denied."
+    "so, unless --deadline was given, which counts as come; a gate is active and answered from then on; notified calls without "
+    "--on-death fail with ENOSYS; what the kernel denies stays denied. An agent that a signal ends (SIGINT, SIGTERM, SIGHUP) leaves "
+    "a holder of its name in the background, which answers on."
 )
 
 
@@ -99,7 +101,16 @@ def moments(options: argparse.Namespace) -> Message:
         words = ("allow", "kill", "hold")
         text = options.on_death.removeprefix("deny=")
         how["on_supervisor_death"] = text if text in words else cli_policy.errno_number(text)
+    elif options.gate or (isinstance(how.get("activate_on"), str) and options.on not in TRIGGERS):
+        how["on_supervisor_death"] = _answer_of_a_gate(options)
     return how
+
+
+def _answer_of_a_gate(options: argparse.Namespace) -> str | int:
+    """What a gate's standby process answers to notified calls when the command or the holder is dead: the default of --answer."""
+    given = [make() for name, make, _ in map(cli_policy.parse_answer, options.answer) if name is None]
+    last = given[-1] if given else deny()
+    return {"allow": "allow", "kill": "kill"}.get(KINDS[last.kind], last.error or errno.EPERM)
 
 
 @contextlib.contextmanager
@@ -148,6 +159,7 @@ def _add_target(options: argparse.Namespace) -> Message:
 def _agent(options: argparse.Namespace) -> int:
     from pyseccomp import cli_run
 
+    said = ""
     with usage(options):
         plan = background(options, options.held, cli_run.responder(options, options.quiet))
         held = plan.open()
@@ -158,15 +170,19 @@ def _agent(options: argparse.Namespace) -> int:
                 print("\n".join(_lines(held.show(), None)), flush=True)
                 held.tell = _tell
                 held.run()
+                if came:
+                    held.retire()
+                    said = cli_leave.carry_on(held.filter, cli_run.responder(options, quiet=True), "agent", options.held)
         finally:
             held.close()
-    if held.must_exit:
-        sys.stdout.flush()
-        os._exit(130 if signal.SIGINT in came else 0)
+    if came:
+        ended = cli_leave.Ended(came[0])
+        if said:
+            ended.add_note(said)
     if held.error is not None:
         raise held.error
-    if signal.SIGINT in came:
-        raise KeyboardInterrupt
+    if came:
+        raise ended
     return 0
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from pyseccomp import cli_group, cli_holder, cli_policy, holder
+from pyseccomp import cli_group, cli_holder, cli_leave, cli_policy, holder
 from pyseccomp.attach import Attachment
 from pyseccomp.cli_policy import errno_text
 from pyseccomp.errors import SeccompError, TargetGoneError
@@ -28,27 +28,48 @@ from pyseccomp.responder import Answer, Responder, deny
 from pyseccomp.triggers import ForkAttachment
 
 NOT_STARTED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
+_SETTLES = 0.2
+"""Seconds that processes which the command of ``run`` leaves may take to end."""
 
 
 def run(options: argparse.Namespace) -> int:
     """Start a command under a policy; return its exit status."""
     policy = cli_policy.source(options)
     answers = responder(options, options.quiet)
-    with Filter(policy) as filter:
-        if options.on == "exec":
-            return _run_from_exec(options.argv, filter, answers)
-        pid, release = fork_stopped(options.argv)
+    with cli_leave.ending_signals(signal.SIGTERM, signal.SIGHUP), Filter(policy) as filter:
         try:
-            filter.attach(pid)
-        except BaseException:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            status = _run_from_exec(options.argv, filter, answers) if options.on == "exec" else _run_filtered(options.argv, filter, answers)
+        except cli_leave.Ended as ended:
+            _carry_on(filter, options, "run", ended)
             raise
+        _carry_on(filter, options, "run")
+    return status if status >= 0 else 128 - status
+
+
+def _run_filtered(argv: list[str], filter: Filter, answers: Responder) -> int:
+    pid, release = fork_stopped(argv)
+    runs = False
+    try:
+        filter.attach(pid)
         _leave_interrupts_to_the_command()
         with _served(filter, answers):
+            runs = True
             release()
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return status if status >= 0 else 128 - status
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:
+        if not runs:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        raise
+
+
+def _carry_on(filter: Filter, options: argparse.Namespace, command: str, ended: cli_leave.Ended | None = None) -> None:
+    """Have targets that live answered on, without the output for each; say how."""
+    said = cli_leave.carry_on(filter, responder(options, quiet=True), command, settle=_SETTLES if ended is None else 0.0)
+    if said and ended is not None:
+        ended.add_note(said)
+    elif said:
+        print(f"pyseccomp {command}: {said}", file=sys.stderr)
 
 
 def _leave_interrupts_to_the_command() -> None:
@@ -69,8 +90,7 @@ def _run_from_exec(argv: list[str], filter: Filter, answers: Responder) -> int:
         return NOT_FOUND if missing else NOT_EXECUTABLE
     _leave_interrupts_to_the_command()
     with _served(filter, answers):
-        status = process.wait()
-    return int(status) if status >= 0 else 128 - int(status)
+        return int(process.wait())
 
 
 def fork_stopped(argv: list[str], program: str | None = None) -> tuple[int, Callable[[], None]]:
@@ -120,10 +140,13 @@ def _become(gate: mmap.mmap, parent: int, paths: list[str], argv: list[str], env
 
 
 @contextlib.contextmanager
-def _served(filter: Filter, responder: Responder) -> Iterator[None]:
-    """Answer the filter's notifications in a thread, if it can have any."""
+def _served(filter: Filter, responder: Responder) -> Iterator[Callable[[], object]]:
+    """Answer the filter's notifications in a thread, if it can have any; gives what waits for the end of its targets.
+
+    In a thread, so that a signal that ends this command cuts off no answer.
+    """
     if not filter.program.notifies:
-        yield
+        yield lambda: holder.wait_for_end(filter.attachments)
         return
     failures: list[BaseException] = []
 
@@ -136,9 +159,10 @@ def _served(filter: Filter, responder: Responder) -> Iterator[None]:
     thread = threading.Thread(target=serve, name="answers", daemon=True)
     thread.start()
     try:
-        yield
+        yield thread.join
     finally:
-        filter.stop()
+        with contextlib.suppress(SeccompError):
+            filter.stop()
         thread.join()
     if failures:
         raise failures[0]
@@ -160,31 +184,50 @@ def attach(options: argparse.Namespace) -> int:
         del how["active"]
     policy = cli_policy.source(options)
     answers = responder(options, options.quiet)
-    with cli_holder.usage(options), Filter(policy) as filter:
-        program = filter.program
-        _say(f"detached: filter fd {filter.fileno()}, {len(program)} instructions")
-        bound = cli_group.bind(options, filter) if many else filter.attach(options.pid, **holder.attach_arguments(how))
-        with bound as attachment:
-            try:
-                if options.on == "fork" and isinstance(attachment, ForkAttachment):
-                    _stay_with_children(attachment, answers)
-                    return 0
-                if options.on is not None:
-                    _wait_for_event(attachment, options.on)
-                elif options.inactive:
-                    _wait_for_activation(attachment, options.after)
-            except BaseException:
-                holder.give_up(attachment)  # Ctrl-C
-                raise
-            if isinstance(attachment, GroupAttachment):
-                cli_group.activate(attachment)
-            else:
-                if options.on is None:
-                    attachment.activate()
-                _say_active(attachment)
-            if program.notifies or attachment.mode == "gate":
-                _serve_here(filter, answers)
+    with cli_holder.usage(options), cli_leave.ending_signals(*cli_leave.ENDING), Filter(policy) as filter:
+        _say(f"detached: filter fd {filter.fileno()}, {len(filter.program)} instructions")
+        try:
+            _attach(options, filter, answers, many, how)
+        except cli_leave.Ended as ended:
+            for attachment in filter.attachments:
+                _give_up(attachment)
+            _carry_on(filter, options, "attach", ended)
+            raise
     return 0
+
+
+def _attach(options: argparse.Namespace, filter: Filter, answers: Responder, many: bool, how: holder.Message) -> None:
+    """Bind, activate when it is time, and answer until the targets have ended."""
+    attachment = cli_group.bind(options, filter) if many else filter.attach(options.pid, **holder.attach_arguments(how))
+    try:
+        if options.on == "fork" and isinstance(attachment, ForkAttachment):
+            _stay_with_children(attachment, answers)
+            return
+        if options.on is not None:
+            _wait_for_event(attachment, options.on)
+        elif options.inactive:
+            _wait_for_activation(attachment, options.after)
+    except BaseException:
+        _give_up(attachment)  # Ctrl-C
+        raise
+    if isinstance(attachment, GroupAttachment):
+        cli_group.activate(attachment)
+    else:
+        if options.on is None:
+            attachment.activate()
+        _say_active(attachment)
+    if filter.program.notifies or attachment.mode == "gate":
+        with _served(filter, answers) as wait:
+            wait()
+        _say("dead: no task is left under the filter")
+
+
+def _give_up(attachment: Attachment) -> None:
+    """Leave the target untouched if it still is."""
+    if isinstance(attachment, ForkAttachment):
+        attachment.disarm()
+    elif not holder.left_in_kernel(attachment):
+        holder.give_up(attachment)
 
 
 def _wait_for_event(attachment: Attachment, event: str) -> None:
@@ -199,24 +242,12 @@ def _stay_with_children(attachment: ForkAttachment, answers: Responder) -> None:
     filter = attachment.filter
     filter.on_state_change = lambda one, state, why: _say(f"{state}: process {one.pid}: {why}")
     _say(f"{attachment.query().state}: process {attachment.pid}; each child of it is filtered, until Ctrl-C")
+    with _served(filter, answers) as wait:
+        wait()
     if filter.program.notifies:
-        _serve_here(filter, answers)
-    else:
-        holder.wait_for_end([attachment])
+        _say("dead: no task is left under the filter")
     for error in attachment.errors:
         raise error
-
-
-def _serve_here(filter: Filter, answers: Responder) -> None:
-    try:
-        if filter.program.notifies:
-            filter.serve(answers)
-        else:
-            holder.wait_for_end(filter.attachments)
-        _say("dead: no task is left under the filter")
-    except KeyboardInterrupt:
-        _say("no longer answering: notified and gated calls now fail with ENOSYS")
-        raise
 
 
 def _say(text: str) -> None:
@@ -306,7 +337,8 @@ def _rule(make: Callable[[], Answer], shown: str, quiet: bool) -> Answer | Calla
 
     def tell(notification: Notification) -> Answer:
         args = ", ".join(hex(a) for a in notification.args)
-        print(f"{notification.syscall}({args}) by task {notification.pid}: {shown}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # the terminal has gone; the answer is the same
+            print(f"{notification.syscall}({args}) by task {notification.pid}: {shown}", file=sys.stderr, flush=True)
         return answer
 
     return tell

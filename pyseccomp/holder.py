@@ -86,8 +86,6 @@ class Holder:
         self._stopped = False
         self.error: Exception | None = None
         """What ended it, if it was a failure."""
-        self.must_exit = False
-        """True after close() if only the end of this process, without clean-up, makes its gates do what was promised for that."""
         self.tell: Callable[[int, str, str], object] | None = None
         """Called with (pid, state, why) at every change."""
         filter.on_state_change = self._on_state_change
@@ -126,9 +124,10 @@ class Holder:
         """What signal.set_wakeup_fd() takes."""
         return self._wake.fileno()
 
-    def close(self) -> None:
-        """Give the name back and everything up that was not closed by a request: what a guardian promised, it does now."""
-        names.give_back(self._path, self._inode)
+    def retire(self) -> None:
+        """Give the name back, hear no client any more, and end answering; the filter and its attachments stay."""
+        if self._socket.fileno() >= 0:  # once: the number of the inode may be another socket's by now
+            names.give_back(self._path, self._inode)
         self._socket.close()
         for client in self._clients:
             client.connection.close()
@@ -136,13 +135,15 @@ class Holder:
             with contextlib.suppress(SeccompError):
                 self.filter.stop()
             self._server.join(PATIENCE)
+
+    def close(self) -> None:
+        """Give the name back and everything up that was not closed by a request: what was promised for its death is done now."""
+        self.retire()
         with self._change:  # one that is under way is not cut off
             if self._closers:
                 for attachment in self.filter.attachments:
                     give_up(attachment)
                 self.filter.close()
-            elif any(one.mode == "gate" for one in self.filter.attachments):
-                self.must_exit = True
             else:
                 self.filter.leave()
         for connection in self._closers:
@@ -240,6 +241,10 @@ class Holder:
         if self._socket.fileno() in ready:
             self._accept()
 
+    def keep_served(self) -> None:
+        """Begin to answer, before :meth:`run` does."""
+        self._keep_served(still_alive(self.filter.attachments))
+
     def _keep_served(self, living: dict[int, int]) -> None:
         if not self.filter.program.notifies or (self._server is not None and self._server.is_alive()):
             return
@@ -264,7 +269,7 @@ class Holder:
         connection.setblocking(False)
         uid = _peer(connection)
         if uid not in (os.geteuid(), 0):
-            _fail(connection, ReclaimError(errno.EPERM, f"holder {self.name!r} belongs to user {os.geteuid()}, and this is user {uid}"))
+            fail(connection, ReclaimError(errno.EPERM, f"holder {self.name!r} belongs to user {os.geteuid()}, and this is user {uid}"))
             return
         if len(self._clients) >= MAX_CLIENTS:  # the one that has said nothing for longest
             self._clients.pop(0).connection.close()
@@ -296,7 +301,7 @@ class Holder:
             else:
                 raise ReclaimError(errno.EINVAL, f"holder {self.name!r} does not know how to do {doing!r}")
         except (SeccompError, OSError, ValueError, TypeError) as error:
-            _fail(connection, error)
+            fail(connection, error)
 
     def _work(self, connection: socket.socket, request: Message) -> None:
         try:
@@ -304,7 +309,7 @@ class Holder:
                 self._do(request)
             _send(connection, self.show())
         except Exception as error:
-            _fail(connection, error)
+            fail(connection, error)
         finally:
             with self._counting:
                 self._changing -= 1
@@ -365,7 +370,8 @@ def _send(connection: socket.socket, message: Message) -> None:
         connection.send(json.dumps(message).encode())
 
 
-def _fail(connection: socket.socket, error: Exception) -> None:
+def fail(connection: socket.socket, error: Exception) -> None:
+    """Send an error as the one answer, and close."""
     _send(connection, {"error": pack(error)})
 
 
@@ -614,7 +620,7 @@ class Background:
                 finally:
                     holder.close()
             except Exception as error:
-                _fail(starter, error)
+                fail(starter, error)
 
     def _begin(self, holder: Holder, starter: socket.socket) -> bool:
         """Attach, and tell; False if who started it has left before it mattered."""
@@ -634,8 +640,8 @@ def _left(theirs: socket.socket) -> bool:
     return bool(select.select([theirs], [], [], 0)[0])
 
 
-def detach_from_terminal(keep: int) -> None:
-    """Have a session of our own, no descriptor but one, and no directory that somebody may want to unmount."""
+def detach_from_terminal(*keep: int) -> None:
+    """Take a session of our own, close all descriptors but these, and leave the directory, which may have to be unmounted."""
     os.setsid()
     os.chdir("/")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -643,8 +649,11 @@ def detach_from_terminal(keep: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
-    os.closerange(3, keep)
-    os.closerange(keep + 1, _MAX_FD)
+    at = 3
+    for fd in sorted(set(keep)):
+        os.closerange(at, fd)
+        at = fd + 1
+    os.closerange(at, _MAX_FD)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyseccomp.notify import Notification
 
 _HOLD, _CONTINUE, _ERROR, _VALUE, _KILL, _ADD_FD = range(6)
-_KINDS = ("hold", "allow", "deny", "reply", "kill", "add_fd")
+KINDS = ("hold", "allow", "deny", "reply", "kill", "add_fd")
 
 Callback = Callable[["Notification"], Answer | None | Awaitable[Answer | None]]
 """A function of a Responder; one that returns an awaitable is for serve_async()."""
@@ -317,4 +317,4 @@ def _flatten(conditions: tuple[Condition, ...]) -> tuple[tuple[Term, ...], tuple
 
 
 def _counts(counts: tuple[int, ...]) -> Mapping[str, int]:
-    return MappingProxyType({kind: count for kind, count in zip(_KINDS, counts, strict=True) if count})
+    return MappingProxyType({kind: count for kind, count in zip(KINDS, counts, strict=True) if count})
