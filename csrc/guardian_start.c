@@ -120,15 +120,22 @@ int psc_guardian_send(int socket, const struct psc_guardian_message *message, co
 int psc_guardian_receive(int socket, struct psc_guardian_message *ret_message, int ret_fds[PSC_GUARDIAN_FDS])
 {
 	struct psc_guardian_message message;
-	int n = psc_packet_receive(socket, &message, sizeof(message), ret_fds, PSC_GUARDIAN_FDS);
+	int n = psc_packet_receive_kept(socket, &message, sizeof(message), ret_fds, PSC_GUARDIAN_FDS);
 
-	if (n < 0)
+	if (n < 0 && n != -EMFILE)
 		return n;
 	if (message.n_outcomes <= psc_array_size(message.outcomes)) {
 		*ret_message = message;
 		return n;
 	}
+	if (n == -EMFILE)
+		psc_packet_drop(socket);
 	for (int i = 0; i < n; i++)
 		close(ret_fds[i]);
 	return -EBADMSG;
+}
+
+void psc_guardian_drop(int socket)
+{
+	psc_packet_drop(socket);
 }

@@ -50,24 +50,73 @@ static size_t take_fds(struct msghdr *m, int ret_fds[PSC_PACKET_FDS])
 	return n;
 }
 
-int psc_packet_receive(int socket, void *ret_data, size_t size, int *ret_fds, size_t n)
+/* Returns the length, and what came beside it; -errno. */
+static ssize_t receive(int socket, void *ret_data, size_t size, int flags, int ret_fds[PSC_PACKET_FDS], size_t *ret_have,
+		       int *ret_flags)
 {
 	struct iovec iov = { ret_data, size };
 	union control control;
 	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
-	ssize_t got = recvmsg(socket, &m, MSG_CMSG_CLOEXEC);
-	int fds[PSC_PACKET_FDS];
-	size_t have;
+	ssize_t got = recvmsg(socket, &m, MSG_CMSG_CLOEXEC | flags);
 
 	if (got < 0)
 		return -errno;
-	have = take_fds(&m, fds);
-	if (got == (ssize_t)size && have <= n && !(m.msg_flags & (MSG_TRUNC | MSG_CTRUNC))) {
+	*ret_have = take_fds(&m, ret_fds);
+	*ret_flags = m.msg_flags;
+	return got;
+}
+
+static void close_all(const int *fds, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		close(fds[i]);
+}
+
+int psc_packet_receive(int socket, void *ret_data, size_t size, int *ret_fds, size_t n)
+{
+	int fds[PSC_PACKET_FDS], flags;
+	size_t have;
+	ssize_t got = receive(socket, ret_data, size, 0, fds, &have, &flags);
+
+	if (got < 0)
+		return (int)got;
+	if (got == (ssize_t)size && have <= n && !(flags & (MSG_TRUNC | MSG_CTRUNC))) {
 		if (have)
 			memcpy(ret_fds, fds, have * sizeof(int));
 		return (int)have;
 	}
-	for (size_t i = 0; i < have; i++)
-		close(fds[i]);
+	close_all(fds, have);
+	return got == 0 ? -ECONNRESET : -EBADMSG;
+}
+
+void psc_packet_drop(int socket)
+{
+	uint8_t byte;
+
+	(void)!recv(socket, &byte, sizeof(byte), MSG_DONTWAIT);
+}
+
+/* A look with MSG_PEEK installs copies; the packet is taken from the queue afterwards, without its own. */
+int psc_packet_receive_kept(int socket, void *ret_data, size_t size, int *ret_fds, size_t n)
+{
+	int fds[PSC_PACKET_FDS], flags;
+	size_t have;
+	ssize_t got = receive(socket, ret_data, size, MSG_PEEK, fds, &have, &flags);
+	bool sound;
+
+	if (got < 0)
+		return (int)got;
+	sound = got == (ssize_t)size && have <= n && !(flags & MSG_TRUNC);
+	if (sound && flags & MSG_CTRUNC && have < PSC_PACKET_FDS) {
+		close_all(fds, have);
+		return -EMFILE;
+	}
+	psc_packet_drop(socket);
+	if (sound && !(flags & MSG_CTRUNC)) {
+		if (have)
+			memcpy(ret_fds, fds, have * sizeof(int));
+		return (int)have;
+	}
+	close_all(fds, have);
 	return got == 0 ? -ECONNRESET : -EBADMSG;
 }

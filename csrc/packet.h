@@ -14,4 +14,10 @@
 PSC_MUST_CHECK int psc_packet_send(int socket, const void *data, size_t size, const int *fds, size_t n);
 PSC_MUST_CHECK int psc_packet_receive(int socket, void *ret_data, size_t size, int *ret_fds, size_t n);
 
+/* The same, but a packet whose descriptors find no room in the table of this process (or whose
+ * descriptors a security module refuses) is not lost: -EMFILE, with the data in *ret_data, and the
+ * packet stays the next one in the socket until psc_packet_drop(). */
+PSC_MUST_CHECK int psc_packet_receive_kept(int socket, void *ret_data, size_t size, int *ret_fds, size_t n);
+void psc_packet_drop(int socket);
+
 #endif

@@ -1076,9 +1076,12 @@ PSC_MUST_CHECK int psc_guardian_start(const char *path, int *ret_socket);
 PSC_MUST_CHECK int psc_guardian_send(int socket, const struct psc_guardian_message *message, const int *fds, size_t n);
 
 /* Receive a message; fds are the caller's, CLOEXEC. Returns how many. -EINTR.
- * -ECONNRESET: the other side has ended. -EBADMSG: not such a message. Waits. */
+ * -ECONNRESET: the other side has ended. -EBADMSG: not such a message. Waits.
+ * -EMFILE: its fds find no room in this process. *ret_message is filled, and the message stays the
+ * next one in the socket: try again when there is room, or psc_guardian_drop() it. */
 PSC_MUST_CHECK int psc_guardian_receive(int socket, struct psc_guardian_message *ret_message,
 					int ret_fds[PSC_GUARDIAN_FDS]);
+void psc_guardian_drop(int socket);
 
 /* The life of a guardian, over a connection whose other end is the manager's.
  * Returns when nobody needs it any more: 0, or the error that kept it from

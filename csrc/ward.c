@@ -18,6 +18,7 @@ void psc_ward_destroy(struct psc_ward *ward)
 	for (size_t i = 0; i < ward->n_listeners; i++)
 		psc_close_fd(&ward->listeners[i]);
 	free(ward->listeners);
+	free(ward->spare);
 	psc_close_fd(&ward->pidfd);
 	*ward = (struct psc_ward){ .pidfd = -1 };
 }
@@ -26,14 +27,28 @@ int psc_ward_add_listeners(struct psc_ward *ward, const int *fds, size_t n)
 {
 	int *more = reallocarray(ward->listeners, ward->n_listeners + n, sizeof(*more));
 
-	if (!more) {
-		for (size_t i = 0; i < n; i++)
-			close(fds[i]);
+	if (!more)
 		return -ENOMEM;
-	}
 	memcpy(more + ward->n_listeners, fds, n * sizeof(*fds));
 	ward->listeners = more;
 	ward->n_listeners += n;
+	return 0;
+}
+
+int psc_ward_take_result(struct psc_ward *ward, struct psc_work *work)
+{
+	struct psc_attach_result *result = &work->result;
+	size_t room = ward->n_listeners + result->n_threads + 1;
+	int *more = reallocarray(ward->listeners, room, sizeof(*more));
+
+	if (!more)
+		return -ENOMEM;
+	ward->listeners = more;
+	if (result->listener >= 0)
+		more[ward->n_listeners++] = psc_take_fd(result->listener);
+	for (size_t i = 0; i < result->n_threads; i++)
+		if (result->threads[i].listener >= 0)
+			more[ward->n_listeners++] = psc_take_fd(result->threads[i].listener);
 	return 0;
 }
 
@@ -71,12 +86,13 @@ static void try_once(struct psc_work *work)
 		work->state = PSC_WARD_GONE;
 }
 
-static void close_results(struct psc_work *work)
+void psc_work_close(struct psc_work *work)
 {
 	psc_close_fd(&work->result.listener);
 	for (size_t i = 0; i < work->result.n_threads; i++)
 		psc_close_fd(&work->result.threads[i].listener);
 	psc_attach_result_destroy(&work->result);
+	work->result.listener = -1;
 }
 
 /* What may be different a moment later: a debugger, the injector of the manager
@@ -110,26 +126,39 @@ void psc_work_run(struct psc_work *work)
 	try_once(work);
 	while (work->automatic && work->state == PSC_WARD_INACTIVE && may_pass(work->result.refusal) && psc_now_ns() < end) {
 		nanosleep(&nap, NULL);
-		close_results(work);
+		psc_work_close(work);
 		try_once(work);
 	}
-	/* Nobody could be told that it runs on without its filter. */
+	/* The manager may be dead: no process would learn that the target runs on without its filter. */
 	if (work->automatic && work->state == PSC_WARD_INACTIVE)
 		kill_target(work);
 }
 
 /* ------------------------------------------------------------------ answer */
 
-/* Another holder of the listener may take what poll saw, and RECV would wait for
- * the next: an alarm interrupts it. */
-static int receive_briefly(int listener, union psc_notif *ret_n)
+void psc_alarm_start(void)
 {
-	const struct itimerval soon = { { 0, BRIEF_US }, { 0, BRIEF_US } }, never = { 0 };
-	int r;
+	const struct itimerval soon = { { 0, BRIEF_US }, { 0, BRIEF_US } };
 
 	setitimer(ITIMER_REAL, &soon, NULL);
-	r = psc_notify_receive(listener, ret_n);
+}
+
+void psc_alarm_stop(void)
+{
+	const struct itimerval never = { 0 };
+
 	setitimer(ITIMER_REAL, &never, NULL);
+}
+
+/* Another process that has the listener may take what poll() saw, and RECV would wait
+ * for the next notification: the alarm interrupts it. */
+static int receive_briefly(int listener, union psc_notif *ret_n)
+{
+	int r;
+
+	psc_alarm_start();
+	r = psc_notify_receive(listener, ret_n);
+	psc_alarm_stop();
 	return r == -EINTR ? -ENOENT : r;
 }
 

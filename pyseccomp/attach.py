@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from pyseccomp import _core, gate, guardian
 from pyseccomp.errors import (
@@ -126,6 +126,8 @@ class Attachment(Owned):
         self._death: _core.Answer | None = None
         self._guardian_injects = False
         self._acted = threading.Event()
+        self._most_before: int | None = None  # the most filters of a thread, when the guardian was given the process
+        self._asked = False  # the guardian was asked to add the filter
         self._watch: Watch | None = None
         self._clock: threading.Timer | None = None
         self._ends: float | None = None  # the deadline, on the monotonic clock
@@ -219,16 +221,43 @@ class Attachment(Owned):
         """Let it be done by who survives us, so that at no moment the filter is in force and its listener only ours."""
         warden = self._filter._guardian
         assert warden is not None and self._ward is not None
+        self._asked = True
         message, fds = warden.activate(self._ward, int(self.timeout * 1e9))
-        if -message["error"] in (errno.EINPROGRESS, errno.EALREADY):
+        error = -message["error"]
+        if error in (errno.EINPROGRESS, errno.EALREADY):
             # The deadline came first.
-            if self._acted.wait(self.timeout + 60) and self.result is not None:
+            if self._acted.wait(self.timeout + guardian.PATIENCE) and self.result is not None:
                 return
+            if not self._acted.is_set():
+                self._raise_unheard(warden)
             raise TargetGoneError(errno.ESRCH, f"attach to pid {self.pid}: it ended, or was killed at its deadline")
         if "refusal" not in message:
-            raise KernelError(-message["error"], f"attach to pid {self.pid}: the guardian died; nothing is known of it")
+            if error == errno.ETIMEDOUT:
+                self._raise_unheard(warden)
+            why = "the guardian died" if error == errno.ECONNRESET else f"asking the guardian: {os.strerror(error)}"
+            raise KernelError(error, f"attach to pid {self.pid}: {why}; {self._shown()}")
         with self._lock:
             self._adopt_message(message, fds)
+
+    def _raise_unheard(self, warden: guardian.Guardian) -> NoReturn:
+        raise AttachTimeoutError(
+            errno.ETIMEDOUT, f"attach to pid {self.pid}: the guardian has not answered: {warden.why_silent()}; {self._shown()}"
+        )
+
+    def _shown(self) -> str:
+        """Tell what the kernel shows while the result is unknown."""
+        state = self.query().state
+        if state == "dead":
+            return "the process has ended"
+        return "the filter is in force" if state == "active" else "the filter is not in force"
+
+    def _in_force_unheard(self, task: TaskState) -> bool:
+        """True if every thread carries more filters than before, and the guardian, which adds ours, has not answered."""
+        due = self._asked or (self._ends is not None and time.monotonic() >= self._ends)
+        if self._most_before is None or not due:
+            return False
+        counts = [t.filters for t in task.threads if t.alive and (self.threads == "all" or t.tid == self.pid)]
+        return bool(counts) and all(n is not None and n > self._most_before for n in counts)
 
     def _adopt_message(self, message: guardian.Message, fds: list[int]) -> None:
         tids = tuple(o[0] for o in message["outcomes"])
@@ -255,6 +284,8 @@ class Attachment(Owned):
         self._acted.set()
         names: dict[int, State] = {guardian.ACTIVE: "active", guardian.KILLED: "dead", guardian.GONE: "dead"}
         why = "killed by the guardian" if state == guardian.KILLED else "the guardian acted at the deadline"
+        if message["kind"] == guardian.DONE:
+            why = "activated by the guardian, whose answer came late"
         self._changed(names.get(state, "inactive"), why if state != guardian.FAILED else "the guardian FAILED to act")
 
     def _changed(self, state: State, why: str) -> None:
@@ -403,7 +434,7 @@ class Attachment(Owned):
         if task.state == "dead":
             return "dead"
         if self.result is None:
-            return "inactive"
+            return "active" if self._in_force_unheard(task) else "inactive"
         counts = [t.filters_after for t in self.result.threads if t.filters_after is not None]
         meant = [t for t in task.threads if t.alive and (self.threads == "all" or t.tid == self.pid)]
         carried = all(
@@ -651,6 +682,11 @@ def installed(raw: Raw, attachment: Attachment) -> Installed:
         raise error
     outcomes = tuple(ThreadOutcome(t[0], _known(t[1]), _known(t[2])) for t in threads)
     return AttachResult(outcomes, nnp, suspended, stop_ns, residue), listeners
+
+
+def most_filters(task: TaskState) -> int | None:
+    """How many filters a thread of a process carries at most; None where the kernel does not tell."""
+    return max((t.filters for t in task.threads if t.alive and t.filters is not None), default=None)
 
 
 def _known(count: int) -> int | None:

@@ -30,6 +30,7 @@ from pyseccomp.attach import (
     deadline_ns,
     death_answer,
     leave_block,
+    most_filters,
     open_target,
     program_flags,
 )
@@ -40,7 +41,7 @@ from pyseccomp.offload import offload
 from pyseccomp.owned import LETTING_GO, Owned, close_fds
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
-from pyseccomp.query import State, know_from
+from pyseccomp.query import State, know_from, query
 from pyseccomp.responder import Answer, Callback, Responder
 from pyseccomp.triggers import TRIGGERS, Event, Watch, is_event
 
@@ -687,6 +688,7 @@ class Filter(Owned, Receiver):
             raise UnsupportedError(
                 errno.EOPNOTSUPP, "attach to oneself: nobody supervises from outside, so no guardian can; fork a target"
             )
+        attachment._most_before = most_filters(query(pidfd=attachment.pidfd))
         with self._lock:
             guardian = self._start_guardian()
             ward, self._next_ward = self._next_ward, self._next_ward + 1
