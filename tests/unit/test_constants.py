@@ -1,0 +1,133 @@
+"""The tables of constants: against this machine's headers and modules, and against values that are known of other architectures."""
+
+import errno
+import fcntl
+import importlib.util
+import mmap
+import os
+import resource
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import termios
+from pathlib import Path
+
+import pytest
+
+import pyseccomp as ps
+from pyseccomp import constants
+
+GENERATOR = Path(__file__).parents[2] / "csrc/syscalls/generate_constants.py"
+FILE = Path(constants.__file__).with_name("constants.txt")
+OF_A_LIBRARY = {"O_LARGEFILE"}
+"""glibc says 0 on 64-bit machines, and sets the kernel's flag by itself."""
+GROWN = ("DRM_IOCTL_", "NTSYNC_")
+"""Requests whose structure has grown with releases of the kernel."""
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("generate_constants", GENERATOR)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("module", [errno, fcntl, mmap, os, resource, signal, socket, stat, termios], ids=lambda module: module.__name__)
+def test_native_values_are_those_of_this_machine(module):
+    theirs = {name: int(value) for name, value in vars(module).items() if isinstance(value, int) and constants.find(name) is not None}
+    assert len(theirs) > 10
+    assert {name: value for name, value in theirs.items() if constants.find(name) != value and name not in OF_A_LIBRARY} == {}
+
+
+def test_every_errno_of_this_machine_has_its_name():
+    assert {number: constants.errno_name(number) for number in errno.errorcode} == errno.errorcode | {
+        errno.EDEADLK: "EDEADLK", errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EAGAIN: "EAGAIN",
+    }  # fmt: skip
+    assert {name for name in dir(errno) if name.startswith("E")} <= set(constants.names("errnos"))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("O_DIRECT", {"x86_64": 0x4000, "aarch64": 0x10000, "arm": 0x10000, "mips": 0x8000, "ppc64le": 0x20000, "riscv64": 0x4000}),
+        ("O_DIRECTORY", {"x86_64": 0x10000, "aarch64": 0x4000, "arm": 0x4000, "mips64": 0x10000, "s390x": 0x10000}),
+        ("O_CREAT", {"x86": 0o100, "mipsel": 0x100, "parisc": 0x100}),
+        ("ENOSYS", {"x86_64": 38, "mips": 89, "mipsel64n32": 89, "parisc64": 251, "m68k": 38}),
+        ("EDEADLOCK", {"x86_64": 35, "mips": 56, "ppc": 58}),
+        ("MAP_ANONYMOUS", {"x86_64": 0x20, "mips": 0x800, "parisc": 0x10, "riscv64": 0x20}),
+        ("SOCK_STREAM", {"x86_64": 1, "mips": 2, "arm": 1}),
+        ("SIGUSR1", {"x86_64": 10, "mips": 16, "parisc": 16}),
+        ("SIG_BLOCK", {"x86_64": 0, "mips": 1}),
+        ("SOL_SOCKET", {"x86_64": 1, "mips": 0xFFFF, "parisc": 0xFFFF}),
+        ("RLIMIT_NOFILE", {"x86_64": 7, "mips": 5}),
+        ("TCGETS", {"x86_64": 0x5401, "mips": 0x540D, "ppc64le": 0x402C7413, "parisc": 0x40245410}),
+        ("TUNSETIFF", {"x86_64": 0x400454CA, "mips": 0x800454CA, "parisc": 0x800454CA}),
+        ("FS_IOC_GETFLAGS", {"x86_64": 0x80086601, "x86": 0x80046601, "mips64": 0x40086601, "ppc": 0x40046601}),
+        ("F_GETLK64", {"x86": 12, "x86_64": 5, "mips": 33}),
+        ("PTRACE_GETREGS", {"x86_64": 12, "arm": 12, "aarch64": None}),
+        ("ARCH_SET_FS", {"x86_64": 0x1002, "mips": None}),
+        ("PR_SET_VMA", {"x86_64": 0x53564D41, "m68k": 0x53564D41}),
+        ("AT_FDCWD", {"sheb": -100, "x32": -100}),
+        ("CLONE_NEWTIME", {"x86_64": 0x80}),
+    ],
+)
+def test_values_depend_on_the_architecture(name, values):
+    assert {arch: constants.find(name, arch) for arch in values} == values
+
+
+def test_every_architecture_has_all_families():
+    families = (
+        "O_CREAT EPERM PROT_EXEC MAP_FIXED MADV_DONTNEED CLONE_THREAD PR_SET_NAME AF_UNIX PF_UNIX SOCK_DGRAM IPPROTO_TCP SOL_SOCKET"
+        " SO_REUSEADDR SIGCHLD S_IFREG F_SETFL FUTEX_WAIT SECCOMP_SET_MODE_FILTER PTRACE_TRACEME RLIMIT_CORE PRIO_PROCESS GRND_RANDOM"
+        " MFD_CLOEXEC MREMAP_MAYMOVE MS_BIND MS_ASYNC IPC_CREAT SHM_RDONLY AT_EMPTY_PATH LINUX_REBOOT_CMD_HALT KEYCTL_READ BPF_PROG_LOAD"
+        " EPOLL_CTL_ADD EPOLLIN SCHED_FIFO CLOCK_MONOTONIC TIMER_ABSTIME ITIMER_REAL RENAME_EXCHANGE UMOUNT_NOFOLLOW MNT_DETACH"
+        " SWAP_FLAG_PREFER TCGETS FIONREAD FIONBIO SIOCGIFCONF TUNSETIFF LOOP_SET_FD BLKGETSIZE64 VIDIOC_QUERYCAP TIOCGWINSZ"
+    ).split()
+    assert [(name, arch) for name in families for arch in ps.Arch if constants.find(name, arch) is None] == []
+    assert sorted(constants._file().ports) == sorted(arch.value for arch in ps.Arch)
+    assert constants.find("KVM_RUN", "x86_64") == constants.find("KVM_RUN", "aarch64") == 0xAE80
+
+
+def test_names_of_python_and_of_c_libraries_are_none():
+    for name in ("ST_SIZE", "SIGRTMIN", "SIGRTMAX", "NSIG", "P_NOWAIT", "RTLD_NOW", "TMP_MAX", "EX_OK", "AI_ALL", "PAGESIZE", "SF_IMMUTABLE"):
+        assert constants.find(name) is None
+
+
+def test_importing_reads_no_table():
+    count = "print(constants._file.cache_info().currsize); "
+    code = f"import pyseccomp as ps; from pyseccomp import constants; ps.Policy().compile(); {count} constants.find('O_PATH'); {count}"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.split() == ["0", "1"]
+    assert FILE.stat().st_size < 200_000
+
+
+def test_headers_of_this_machine_say_the_same():
+    module = generator()
+    port = {port.name: port for port in module.PORTS}.get(ps.Arch.native().value)
+    if port is None or shutil.which("gcc") is None or os.uname().machine != "x86_64":
+        pytest.skip("material lacks an x86 gcc for this machine's headers")
+    with tempfile.TemporaryDirectory() as folder:
+        reader = module.reader(Path("/"), Path(folder))
+        if not reader.has(port):
+            pytest.skip("material lacks the kernel's headers (linux-libc-dev)")
+        found = reader.read(port).values
+    found = {name: value for name, value in found.items() if not name.startswith(("_", *GROWN))}
+    ours = {name: constants.find(name) for name in found}
+    assert len(found) > 4000
+    changed = {name: (value, ours[name]) for name, value in found.items() if ours[name] not in (None, value)}
+    gone = {name for name, value in ours.items() if value is None}
+    assert (changed, len(gone) < 40) == ({}, True), gone
+
+
+def test_headers_of_all_architectures_give_the_checked_in_file():
+    root = Path(os.environ.get("PYSECCOMP_KERNEL_HEADERS", "/"))
+    module = generator()
+    with tempfile.TemporaryDirectory() as folder:
+        reader = module.reader(root, Path(folder))
+        if shutil.which("gcc") is None or not all(reader.has(port) for port in module.PORTS) or reader.version() != constants.kernel():
+            pytest.skip(f"material lacks the headers of Linux {constants.kernel()} for all architectures (PYSECCOMP_KERNEL_HEADERS)")
+    assert module.generate(root) == FILE.read_text()
