@@ -69,13 +69,13 @@ class Test:
     mask: int = (1 << 64) - 1
 
     def __str__(self) -> str:
-        return self.text(())
+        return self.text((), None)
 
-    def text(self, calls: Collection[str]) -> str:
-        """The comparison with the names that the argument, and its values, have in all these calls."""
+    def text(self, calls: Collection[str], arch: Arch | None) -> str:
+        """The comparison with the names that the argument, and its values on arch, have in all these calls."""
         word = self.word
         index, mask = (word.arg, word.mask) if isinstance(word, Word) else (word, self.mask)
-        name, show = decode.argument(calls, index)
+        name, show = decode.argument(calls, index, arch)
         if isinstance(word, Word) and word.high:
             name, show = f"{name}.high", decode.plain
         elif isinstance(word, Word) and name == f"arg{index}":
@@ -434,7 +434,7 @@ def reasons(program: Program, arch: Arch, nr: int, ip: int, args: Sequence[int])
     found = []
     while isinstance(one, Branch):
         held = one.test.holds(values)
-        found.append((one.test.text(() if call is None else (call,)), held))
+        found.append((one.test.text(() if call is None else (call,), arch), held))
         one = one.then if held else one.otherwise
     return tuple(found)
 
@@ -568,9 +568,9 @@ def _text(runs: dict[int, list[Run]]) -> Iterator[str]:
         for decision, calls in grouped.values():
             if decision is not most:
                 yield f"  {', '.join(calls)}:"
-                yield from _lines(decision, "    ", calls)
+                yield from _lines(decision, "    ", calls, arch)
         yield f"  {'everything' if len(grouped) == 1 else 'all others'}:"
-        yield from _lines(most, "    ", ())
+        yield from _lines(most, "    ", (), arch)
 
 
 def _sections(runs: dict[int, list[Run]]) -> Iterator[tuple[str, Arch | None, list[Run]]]:
@@ -597,7 +597,7 @@ def _number(nr: int) -> str:
     return "-1" if nr == _ALL else str(nr)
 
 
-def _lines(decision: Decision, indent: str, calls: Collection[str]) -> Iterator[str]:
+def _lines(decision: Decision, indent: str, calls: Collection[str], arch: Arch | None) -> Iterator[str]:
     """The decision as nested ifs; what is shared is written again, up to a limit."""
     todo: list[tuple[Decision | str, str]] = [(decision, indent)]
     written = 0
@@ -610,9 +610,9 @@ def _lines(decision: Decision, indent: str, calls: Collection[str]) -> Iterator[
         if isinstance(one, str):
             yield indent + one
         elif isinstance(one, Leaf):
-            yield f"{indent}{Action(one.word)!r}"
+            yield f"{indent}{decode.answer(one.word, arch)}"
         else:
-            yield f"{indent}if {one.test.text(calls)}:"
+            yield f"{indent}if {one.test.text(calls, arch)}:"
             todo += [(one.otherwise, indent), ("else:", indent), (one.then, indent + "  ")]
             if not isinstance(one.otherwise, Branch):
                 todo[-3] = (one.otherwise, indent + "  ")

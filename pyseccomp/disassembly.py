@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Final
 
-from pyseccomp import _core, syscalls
+from pyseccomp import _core, constants, decode, syscalls
 from pyseccomp.actions import Action
 from pyseccomp.syscalls import Arch
 
@@ -25,30 +26,51 @@ def _field(offset: int) -> str:
     return f"ip{half}" if offset < 16 else f"args[{(offset - 16) // 8}]{half}"
 
 
+_Held = tuple[str, int | None, int | None]
+"""What the accumulator holds ("?": not known), and the AUDIT_ARCH token and the number of the calls that get here."""
+
+
 class _Names:
-    """What the accumulator holds at each instruction, as far as one pass can tell: it gives constants their names."""
+    """What is known at each instruction, as far as one pass can tell: it gives constants their names."""
 
     def __init__(self, count: int) -> None:
-        self.at: list[tuple[str, int | None] | None] = [None] * (count + 1)
+        self.at: list[_Held | None] = [None] * (count + 1)
 
-    def flow(self, index: int, held: tuple[str, int | None]) -> None:
+    def flow(self, index: int, held: _Held) -> None:
         before = self.at[index]
         if before is None or before == held:
             self.at[index] = held
         else:
-            self.at[index] = (held[0] if before[0] == held[0] else "?", held[1] if before[1] == held[1] else None)
+            word, token, nr = held
+            self.at[index] = (
+                word if before[0] == word else "?", token if before[1] == token else None, nr if before[1:] == held[1:] else None
+            )  # fmt: skip
 
     @staticmethod
-    def of(held: tuple[str, int | None] | None, k: int) -> str:
-        if held is None:
-            return ""
-        word, token = held
-        if word == "arch" and k in _TOKENS:
+    def of(held: _Held, code: int, k: int) -> str:
+        """What k is called in an instruction: an architecture, a call, or constants of the argument; "" if nothing is known."""
+        word, token, nr = held
+        equal = code & 0xFF == 0x15
+        if word == "arch" and equal and k in _TOKENS:
             return str(_TOKENS[k].value)
-        if word == "nr" and token in _TOKENS:
-            index = _core.arch_of(token, k)
-            return syscalls.name(k, list(Arch)[index]) or ""
-        return ""
+        if token not in _TOKENS:
+            return ""
+        if code & 0x07 == _RET:
+            return constants.errno_name(k & 0xFFFF, _TOKENS[token]) or "" if Action(k).name == "ERRNO" else ""
+        arch = list(Arch)[_core.arch_of(token, k if word == "nr" else nr or 0)]
+        if word == "nr" and equal:
+            return syscalls.name(k, arch) or ""
+        call = syscalls.name(nr, arch) if nr is not None else None
+        match = _LOW_WORD.fullmatch(word)
+        if call is None or match is None or bool(match[2]) is not arch.big_endian or code & 0x08:
+            return ""
+        _, show = decode.argument((call,), int(match[1]), arch)
+        text = show(k, code & 0xFF in (_AND, 0x45))
+        return text if re.search("[A-Z]", text) else ""
+
+
+_AND: Final = 0x54
+_LOW_WORD: Final = re.compile(r"args\[(\d)\]( \+ 4)?")
 
 
 def _operand(code: int, k: int) -> str:
@@ -91,11 +113,12 @@ def disassemble(program: bytes) -> str:
     """Return a checked program as aligned text with labels."""
     insns = list(struct.iter_unpack("=HBBI", program))
     names = _Names(len(insns))
-    names.flow(0, ("?", None))
+    names.flow(0, ("?", None, None))
     targets: set[int] = set()
     lines: list[tuple[str, str]] = []
     for at, (code, jt, jf, k) in enumerate(insns):
-        held = names.at[at] or ("?", None)
+        held = names.at[at] or ("?", None, None)
+        word, token, nr = held
         group = code & 0x07
         comment = ""
         if group == _JMP and code & 0xF0 == 0:
@@ -105,20 +128,23 @@ def disassemble(program: bytes) -> str:
             text = f"ja   L{target}"
         elif group == _JMP:
             yes, no = at + 1 + jt, at + 1 + jf
-            comment = names.of(held, k) if code & 0xF8 == 0x10 else ""
-            is_token = held[0] == "arch" and code & 0xF0 == 0x10 and not code & 0x08
-            names.flow(yes, (held[0], k) if is_token else held)
+            comment = names.of(held, code, k)
+            equal = code & 0xF8 == 0x10
+            names.flow(yes, (word, k, None) if equal and word == "arch" else (word, token, k) if equal and word == "nr" else held)
             names.flow(no, held)
             targets |= {yes, no} - {at + 1}
             text = f"{JUMPS[code & 0xF0]:<4} {_operand(code, k)}, "
             text += f"L{yes}" if no == at + 1 else f"L{yes}, L{no}" if yes != at + 1 else f"+, L{no}"
         else:
             text = _plain(code, k)
+            if group == _RET or code & 0xFF == _AND:
+                comment = names.of(held, code, k)
             if group == _LD and code & 0xE0 == 0x20:
-                held = (_field(k), held[1])
+                held = (_field(k), token, nr)
             elif group in (_LD, _ALU, _MISC) and not (group == _MISC and code & 0xF8 == 0):
-                if not (code == 0x54 and k == (~syscalls.X32_BIT & 0xFFFFFFFF)):
-                    held = ("?", held[1])
+                kept = code == _AND and (k == (~syscalls.X32_BIT & 0xFFFFFFFF) or word.startswith("args"))
+                if not kept:
+                    held = ("?", token, nr)
             if group != _RET:
                 names.flow(at + 1, held)
         lines.append((text + _rest(code, jt, jf, k), comment))
