@@ -747,6 +747,8 @@ static int make_gated(struct psc_gate *gate, int fd, unsigned int slot, const st
 	gated->care = (struct psc_gate_care){ .deadline = -1, .pidfd = -1 };
 	if (care)
 		gated->care = *care;
+	if (gated->care.deadline <= 0)
+		gated->care.deadline = -1;
 	r = set_triggers(gated, list, n);
 	if (r == 0)
 		r = psc_inbox_reserve(gate->judge.inbox, &gated->route);

@@ -135,7 +135,7 @@ static long apply(struct psc_park *park)
 static bool wait_for_turn(struct psc_park *park)
 {
 	const struct timespec due = { park->deadline / 1000000000, park->deadline % 1000000000 };
-	const struct timespec *limit = park->deadline < 0 ? NULL : &due;
+	const struct timespec *limit = park->deadline <= 0 ? NULL : &due;
 
 	for (;;) {
 		uint32_t stamp = psc_page_stamp(park->page);
@@ -274,7 +274,7 @@ static void in_child(void)
 	for (struct psc_park *park = parks; park; park = park->next) {
 		bool was_parked = park->tid != 0 && !park->canceled;
 
-		if (was_parked && (start(park) < 0 || (announce(park) < 0 && park->deadline < 0)))
+		if (was_parked && (start(park) < 0 || (announce(park) < 0 && park->deadline <= 0)))
 			raw(SYS_kill, getpid(), SIGKILL, 0, 0);
 	}
 	pthread_mutex_unlock(&lock);

@@ -9,7 +9,8 @@
  *   - Outputs come last, are named ret_*, and are written only on success
  *     (where a function also explains failures it says so).
  *   - File descriptors returned are CLOEXEC and owned by the caller.
- *   - Nothing here logs, exits, keeps process-global state or needs Python.
+ *   - Nothing here logs, exits or needs Python. The state of the process that it keeps: the handler of
+ *     psc_wake_signal_install(), the list of parked threads, and that a filter was loaded here.
  *   - Functions that can wait say so; all others return at once.
  */
 #ifndef PSC_H
@@ -1223,7 +1224,7 @@ PSC_MUST_CHECK int psc_gate_leave(struct psc_gate *gate);
 struct psc_gate_care {
 	bool guarded;	  /* when we die it is activated and goes on; else it ends, its calls fail with ENOSYS */
 	struct psc_answer answer; /* then: to what the program notifies. PSC_HOLD: ENOSYS. PSC_KILL: the target too, at once */
-	int64_t deadline; /* CLOCK_MONOTONIC ns, -1: none. If it is not active then it is activated, */
+	int64_t deadline; /* CLOCK_MONOTONIC ns, 0 or less: none. If it is not active then it is activated, */
 	bool kill;	  /* or the target killed, at our death too */
 	int pidfd;	  /* the target; must stay open as long as the listener */
 };
@@ -1276,7 +1277,7 @@ struct psc_park_options {
 	size_t len;
 	uint32_t flags;	  /* SECCOMP_FILTER_FLAG_*, besides TSYNC */
 	int no_new_privs; /* as psc_install() */
-	int64_t deadline; /* CLOCK_MONOTONIC, ns; whoever lives by then. -1: none */
+	int64_t deadline; /* CLOCK_MONOTONIC, ns, kept by the parked thread itself; 0 or less: none */
 	bool kill;	  /* at the deadline: the process, instead of the filter */
 };
 
@@ -1468,10 +1469,6 @@ size_t psc_trace_threads(const struct psc_trace *trace, struct psc_trace_thread 
 PSC_MUST_CHECK int psc_trace_values(const struct psc_trace *trace, uint32_t arch, int nr,
 				    uint32_t ret_values[PSC_TRACE_VALUES]);
 
-#ifdef __cplusplus
-}
-#endif
-
 /* ----------------------------------------------------------------- results
  *
  * Calls that failed, of some threads and all that descends from them. */
@@ -1493,5 +1490,9 @@ size_t psc_results_drain(struct psc_results *results, struct psc_result *ret_res
 /* How many found no room so far. */
 uint64_t psc_results_lost(const struct psc_results *results);
 void psc_results_free(struct psc_results *results);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -21,7 +21,6 @@
 #include <string.h>
 #include <time.h>
 
-#define MAX_ERRNO 4095
 #define STATS_ROWS 2048 /* a power of two, half of it used at most */
 #define FAST_NS 10000
 #define UNTIMED 7

@@ -9,7 +9,7 @@
  *   attach.c  who does it, and what happens before and after
  *
  * All of it runs in the injector (see attach.c), which shares our memory but not
- * our thread: no malloc, no stdio, no errno here, only raw system calls.
+ * our thread: no malloc, no stdio streams (snprintf() is fine), no errno here, only raw system calls.
  */
 #ifndef PSC_TRACEE_H
 #define PSC_TRACEE_H

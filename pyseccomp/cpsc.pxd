@@ -1,4 +1,4 @@
-# Declarations of psc.h, one for one; nothing else declares C of ours.
+# Declarations of psc.h, one for one. (_core.pyx itself declares a few private functions of inbox.h and others.)
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 

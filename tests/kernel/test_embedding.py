@@ -94,16 +94,26 @@ def test_the_header_and_the_example_are_clean_c(installed: Installed, standard: 
 @pytest.mark.parametrize("standard", ["c++11", "c++20"])
 def test_the_header_is_clean_cpp_and_links(installed: Installed, standard: str) -> None:
     source = installed.work / "embed.cpp"
-    source.write_text("#include <psc.h>\nint main() { return psc_arch_native() < 0 || psc_syscall_id(\"openat\") < 0; }\n")
+    # Every function's address, so that one which C++ takes for its own kind does not link.
+    names = "\n".join(f"    reinterpret_cast<void *>({name})," for name in sorted(header_functions()))
+    source.write_text(
+        f"#include <psc.h>\nvoid *volatile functions[] = {{\n{names}\n}};\n"
+        'int main() { return !functions[0] || psc_arch_native() < 0 || psc_syscall_id("openat") < 0; }\n'
+    )
     out = installed.work / "embed"
     warn = [w for w in STRICT if w != "-Wstrict-prototypes"]
     run("c++", f"-std={standard}", *warn, f"-I{installed.include}", source, installed.library, "-o", out, "-pthread", cwd=installed.work)
     run(out, cwd=installed.work)
 
 
-def test_every_function_of_the_header_can_be_cimported() -> None:
+def header_functions() -> set[str]:
+    """The functions that psc.h declares."""
     header = re.sub(r"/\*.*?\*/", "", (ROOT / "csrc/psc.h").read_text(), flags=re.S)
-    functions = set(re.findall(r"\b(psc_\w+)\(", header))
+    return set(re.findall(r"\b(psc_\w+)\(", header))
+
+
+def test_every_function_of_the_header_can_be_cimported() -> None:
+    functions = header_functions()
     declared = set(re.findall(r"\b(psc_\w+)\(", (ROOT / "pyseccomp/cpsc.pxd").read_text()))
     assert len(functions) > 80 and functions - declared == set()
 
