@@ -200,13 +200,13 @@ class Table:
         """Return the number of an errno's name, None if there is none."""
         return self._own[name] if name in self._own else errno_number(name, self.arch)
 
-    def near(self, name: str, kind: Kind | None = None) -> str:
-        """Return a hint at the nearest names, for an error; "" if none is near."""
-        known = [*names(kind), *self._own]
-        elsewhere = [arch.value for arch in Arch if find(name, arch) is not None] if name in _file().all else []
+    def hint(self, name: str, kind: Kind | None = None) -> str:
+        """Return the end of an error about a name that is none: where it is one, or which names are near; "" if there is nothing to say."""
+        elsewhere = [arch.value for arch in Arch if find(name, arch) is not None and (kind is None or name in _file().kinds[kind])]
         if elsewhere:
-            return f" on {self.arch.value} (it is one on {', '.join(elsewhere[:4])}{', ...' if len(elsewhere) > 4 else ''})"
-        near = difflib.get_close_matches(name[:64], known, 2, 0.8)
+            more = ", ..." if len(elsewhere) > 4 else ""
+            return f"; it is one on {', '.join(elsewhere[:4])}{more}, not on {self.arch.value}"
+        near = difflib.get_close_matches(name[:64], [*names(kind), *self._own], 2, 0.8)
         return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from pyseccomp import assembly, equivalence, firecracker, minijail, minijail_compiler, oci, syscalls
 from pyseccomp.actions import ALLOW
+from pyseccomp.constants import Source
 from pyseccomp.equivalence import Difference
 from pyseccomp.errors import PolicyError, ProgramError
 from pyseccomp.policy import Policy
@@ -37,12 +38,14 @@ def load(
     kernel: str | None = None,
     thread: str | None = None,
     dialect: Dialect = "minijail0",
+    constants: Source | None = None,
 ) -> Policy | Program:
     """Read a file of any format: an OCI profile, Firecracker's filters, minijail's rules as a Policy; BPF, also as text, as a Program.
 
     caps and kernel are for OCI profiles (:func:`pyseccomp.oci.load`), thread for Firecracker's filters, arch for all but BPF;
     dialect for minijail's policies ("minijail0", or "compiler" for those of compile_seccomp_policy.py, which mean something
-    else by the same words).
+    else by the same words). Names of constants and errnos have the values of arch (:mod:`pyseccomp.constants`). For minijail's
+    policies, constants (a mapping of names to numbers, or the path of a constants.json) are added to these or replace them.
 
     Raises:
         PolicyError: cannot be read, or is not valid; the message has the file, the place in it and the reason.
@@ -53,7 +56,7 @@ def load(
         data = oci.read_file(name)
     except OSError as error:
         raise PolicyError(f"{name}: cannot be read: {error.strerror}") from error
-    return parse(data, name, caps=caps, arch=arch, kernel=kernel, thread=thread, dialect=dialect)
+    return parse(data, name, caps=caps, arch=arch, kernel=kernel, thread=thread, dialect=dialect, constants=constants)
 
 
 def detect(data: bytes, name: str = "data") -> Format:
@@ -88,6 +91,7 @@ def parse(
     kernel: str | None = None,
     thread: str | None = None,
     dialect: Dialect = "minijail0",
+    constants: Source | None = None,
 ) -> Policy | Program:
     """Read the bytes of a file; name is what errors call it. See :func:`load`."""
     if len(data) > MAX_SIZE:
@@ -105,7 +109,8 @@ def parse(
         except ProgramError as error:
             raise ProgramError(f"{name}: {error}", index=error.index) from None
     if kind == "minijail":
-        return minijail.parse(data, name, arch=arch) if dialect == "minijail0" else minijail_compiler.parse(data, name, arch=arch)
+        read = minijail.parse if dialect == "minijail0" else minijail_compiler.parse
+        return read(data, name, arch=arch, constants=constants)
     value = oci.decode(data, name)
     if kind == "firecracker":
         return firecracker.load(value, name, thread=thread, arch=arch)

@@ -12,19 +12,11 @@ nothing, are refused in both.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import mmap
-import os
 import re
-import signal
-import socket
-import stat
-import termios
 from collections.abc import Iterator
 from typing import Final, NoReturn
 
-from pyseccomp import actions, conflicts, oci
+from pyseccomp import actions, conflicts, constants, oci
 from pyseccomp.actions import ALLOW, KILL_PROCESS, Action, Arg, Condition, Op
 from pyseccomp.errors import ContradictionError, PolicyError, UnknownSyscallError
 from pyseccomp.policy import Policy
@@ -125,10 +117,11 @@ def comparison(index: int, operator: str, value: int) -> Condition:
 
 
 class Reader:
-    """Reads files into a policy."""
+    """Reads files into a policy. Constants have the values of the policy's architecture."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, own: constants.Source | None = None) -> None:
         self.policy = policy
+        self.constants = constants.Table(policy.arches[0], own)
         self.seen: dict[str, str] = {}
         self.files = 0
 
@@ -197,9 +190,10 @@ class Reader:
             if text.startswith("return"):
                 self.fail(where, f"expected 'return ERRNO', found {text[:60]!r}")
             return None
-        number = getattr(errno, match[1], None) if match[1].startswith("E") else self.value(match[1], where)
-        if not isinstance(number, int) or not 0 <= number <= 4095:
-            self.fail(where, f"{match[1][:40]!r} is not an errno")
+        number = self.constants.errno(match[1]) if match[1].startswith("E") else self.value(match[1], where)
+        if number is None or not 0 <= number <= 4095:
+            hint = self.constants.hint(match[1], "errnos") if number is None else ""
+            self.fail(where, f"{match[1][:40]!r} is not an errno{hint}")
         return actions.ERRNO(number)
 
     def condition(self, text: str, where: str) -> Condition:
@@ -239,12 +233,11 @@ class Reader:
         return result
 
     def constant(self, name: str, where: str) -> int:
-        if re.fullmatch(r"[A-Z][A-Z0-9_]+", name):
-            for module in (os, socket, mmap, fcntl, termios, signal, stat):
-                found = getattr(module, name, None)
-                if isinstance(found, int):
-                    return int(found)
-        self.fail(where, f"{name[:40]!r} is not a number, nor a constant that is known here: write the number")
+        found = self.constants.find(name)
+        if found is None:
+            what = "is not a number, nor a constant that is known: write the number, or give a file of constants"
+            self.fail(where, f"{name[:40]!r} {what}{self.constants.hint(name)}")
+        return found
 
     def fail(self, where: str, reason: str) -> NoReturn:
         raise PolicyError(f"{where}: {reason}")
@@ -255,12 +248,17 @@ def is_policy(data: bytes) -> bool:
     return re.search(rb"^[ \t]*(@[a-z]+\s|[A-Za-z0-9_]+[ \t]*:)", data, re.MULTILINE) is not None
 
 
-def parse(data: bytes, name: str, *, arch: ArchLike = None, default: int = KILL_PROCESS) -> Policy:
-    """Read a policy file; named constants have this machine's values, included files count from the working directory.
+def parse(
+    data: bytes, name: str, *, arch: ArchLike = None, default: int = KILL_PROCESS, constants: constants.Source | None = None
+) -> Policy:
+    """Read a policy file; included files count from the working directory.
+
+    Named constants and errnos have the values that they have on arch (:mod:`pyseccomp.constants`); those of ``constants`` are added to
+    them or replace them. As minijail does, 32-bit architectures compare 32 bits of an argument.
 
     Raises:
         PolicyError: not such a file; the message has the file, the line and the reason.
     """
-    policy = Policy(default, arch)
-    Reader(policy).text(data, name)
+    policy = Policy(default, arch, low_words=True)
+    Reader(policy, constants).text(data, name)
     return policy

@@ -12,7 +12,7 @@ import os
 import re
 from typing import Final, NoReturn
 
-from pyseccomp import actions, conflicts, minijail, oci, syscalls
+from pyseccomp import actions, conflicts, constants, minijail, oci, syscalls
 from pyseccomp.actions import ALLOW, KILL_THREAD, Action, Condition
 from pyseccomp.errors import PolicyError, UnknownSyscallError
 from pyseccomp.policy import Policy
@@ -69,14 +69,14 @@ class _Line:
 
 
 class _Reader:
-    def __init__(self, policy: Policy, kill: Action) -> None:
+    def __init__(self, policy: Policy, kill: Action, own: constants.Source | None) -> None:
         self.policy = policy
         self.kill = kill
         self.default: Action | None = None
         self.denylist = False
         self.filters: dict[str, list[tuple[Action, Condition | None]]] = {}
         self.frequencies: dict[str | int, float] = {}
-        self.constants = minijail.Reader(policy)
+        self.constants = minijail.Reader(policy, own)
 
     # --------------------------------------------------------------- lines
 
@@ -256,14 +256,18 @@ class _Reader:
             held.append((action, condition))
 
 
-def parse(data: bytes, name: str, *, arch: ArchLike = None, kill: int = KILL_THREAD) -> Policy:
+def parse(
+    data: bytes, name: str, *, arch: ArchLike = None, kill: int = KILL_THREAD, constants: constants.Source | None = None
+) -> Policy:
     """Read a policy file; kill is what ``kill`` means, and the default where the file says none (``--use-kill-process`` there).
+
+    Constants have the values of arch; those of ``constants`` (there: constants.json) are added to them or replace them.
 
     Raises:
         PolicyError: not such a file; the message has the file, the line and the reason.
     """
     policy = Policy(kill, Arch.of(arch), bad_arch=kill, priority="first", low_words=True)
-    reader = _Reader(policy, actions.Action(kill))
+    reader = _Reader(policy, actions.Action(kill), constants)
     reader.text(data, name)
     if reader.default is not None:
         policy.default = reader.default

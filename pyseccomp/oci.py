@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import filterfalse
 from typing import Any, Final, NoReturn, cast
 
-from pyseccomp import actions, syscalls
+from pyseccomp import actions, constants, syscalls
 from pyseccomp.actions import Action, Arg, Op
 from pyseccomp.compat_rules import CallRules, ConflictError
 from pyseccomp.equivalence import difference
@@ -82,8 +82,6 @@ _CAPS: Final = frozenset(
     """.split()
 )
 _SHOWN: Final = 400
-_COMMON_ERRNOS: Final = 34
-"""The errnos up to this one have the same numbers on every architecture; on MIPS and PA-RISC the others do not."""
 
 
 def shortened(text: str) -> str:
@@ -106,6 +104,7 @@ class _Reader:
         self.source = source
         self.caps = caps
         self.arch = arch
+        self.targets: tuple[Arch, ...] = (arch,)
         self.here = _ENGINE_NAMES.get(arch, arch.value)
         self.release = _kernel(kernel) if kernel is not None else None
 
@@ -185,11 +184,13 @@ class _Reader:
             return data
         if re.fullmatch(r"[0-9]{1,5}", text) and int(text) <= limit:
             return int(text)
-        number = getattr(errno, text, None) if re.fullmatch(r"E[A-Z0-9]+", text) else None
-        if not isinstance(number, int):
-            self.fail(f"{path}.{key}", f"{text!r} is not an errno{_hint(text, errno.errorcode.values())}")
-        if number > _COMMON_ERRNOS and self.arch is not Arch.native() and self.arch.value.startswith(("mips", "parisc")):
-            self.fail(f"{path}.{key}", f"{text} has another number on {self.arch.value}: give the number")
+        numbers = {constants.errno_number(text, arch): arch for arch in reversed(self.targets)}
+        number = constants.errno_number(text, self.targets[0])
+        if number is None or None in numbers:
+            self.fail(f"{path}.{key}", f"{text!r} is not an errno{_hint(text[:64], constants.names('errnos'))}")
+        if len(numbers) > 1:
+            places = " and ".join(f"{found} on {arch.value}" for found, arch in sorted(numbers.items(), key=str))
+            self.fail(f"{path}.{key}", f"{text} is {places}, which the profile is for both: give a number")
         return number
 
     def arches(self, profile: Mapping[str, Any]) -> tuple[Arch, ...]:
@@ -424,10 +425,11 @@ def load(
         reader.fail(place, f"expected a seccomp profile (an object), found {type(profile).__name__}")
     if not _PROFILE_KEYS.issuperset(profile):
         reader.keys(profile, "$", _PROFILE_KEYS)
+    reader.targets = reader.arches(profile)
     default = reader.action(profile, "$", "defaultAction", "defaultErrnoRet")
     bad_arch, low_words = _extension(reader, profile)
     try:
-        policy = Policy(default, reader.arches(profile), bad_arch=bad_arch, low_words=low_words)
+        policy = Policy(default, reader.targets, bad_arch=bad_arch, low_words=low_words)
     except PolicyError as error:
         raise error if str(error).startswith(name) else PolicyError(f"{name}: $.architectures: {error}") from None
     _check_kept(reader, profile)

@@ -3,8 +3,10 @@
 import errno
 import fcntl
 import importlib.util
+import json
 import mmap
 import os
+import re
 import resource
 import shutil
 import signal
@@ -19,7 +21,7 @@ from pathlib import Path
 import pytest
 
 import pyseccomp as ps
-from pyseccomp import constants
+from pyseccomp import constants, minijail
 
 GENERATOR = Path(__file__).parents[2] / "csrc/syscalls/generate_constants.py"
 FILE = Path(constants.__file__).with_name("constants.txt")
@@ -96,6 +98,8 @@ def test_every_architecture_has_all_families():
 def test_names_of_python_and_of_c_libraries_are_none():
     for name in ("ST_SIZE", "SIGRTMIN", "SIGRTMAX", "NSIG", "P_NOWAIT", "RTLD_NOW", "TMP_MAX", "EX_OK", "AI_ALL", "PAGESIZE", "SF_IMMUTABLE"):
         assert constants.find(name) is None
+        with pytest.raises(ps.PolicyError, match=f"^p:1: '{name}' is not a number, nor a constant that is known"):
+            minijail.parse(f"read: arg0 == {name}".encode(), "p")
 
 
 def test_importing_reads_no_table():
@@ -131,3 +135,102 @@ def test_headers_of_all_architectures_give_the_checked_in_file():
         if shutil.which("gcc") is None or not all(reader.has(port) for port in module.PORTS) or reader.version() != constants.kernel():
             pytest.skip(f"material lacks the headers of Linux {constants.kernel()} for all architectures (PYSECCOMP_KERNEL_HEADERS)")
     assert module.generate(root) == FILE.read_text()
+
+
+# ------------------------------------------------------------------ one's own
+
+
+def test_own_constants_are_added_to_ours_or_replace_them(tmp_path):
+    policy = "ioctl: arg1 == MY_REQUEST || arg1 == TCGETS\nread: return EMINE\n"
+    (tmp_path / "p").write_text(policy)
+    own = {"MY_REQUEST": 0xABCD, "TCGETS": 7, "EMINE": 99}
+    for source in (own, tmp_path / "constants.json"):
+        (tmp_path / "constants.json").write_text(json.dumps({"constants": own, "arch_nr": ps.Arch.AARCH64.token, "arch_name": "arm64"}))
+        simulate = ps.load(tmp_path / "p", arch="aarch64", constants=source).compile().simulate
+        assert {value: simulate("ioctl", (0, value), "aarch64").action.name for value in (0xABCD, 7, 0x5401)} == {
+            0xABCD: "ALLOW", 7: "ALLOW", 0x5401: "KILL_PROCESS",
+        }  # fmt: skip
+        assert simulate("read", (), "aarch64").action == ps.ERRNO(99)
+        assert ps.load(tmp_path / "p", arch="aarch64", dialect="compiler", constants=source).rules
+    assert constants.find("TCGETS", "aarch64") == 0x5401
+    with pytest.raises(ps.PolicyError, match="'MY_REQUEST' is not a number"):
+        ps.load(tmp_path / "p", arch="aarch64")
+    with pytest.raises(ps.PolicyError, match="has the constants of 'arm64', but the policy is read for x86_64"):
+        ps.load(tmp_path / "p", arch="x86_64", constants=tmp_path / "constants.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "expected an object of names and numbers, found list"),
+        ('{"A B": 1}', "'A B' cannot be the name"),
+        ('{"A": "1"}', "A: '1' is not a number of 64 bits"),
+        ('{"A": true}', "A: True is not a number"),
+        ('{"A": 18446744073709551616}', "A: .* is not a number of 64 bits"),
+        ('{"constants": {"A": 1.5}}', "A: 1.5 is not a number"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_own_constants_are_checked(tmp_path, text, says):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ps.PolicyError, match=f"c.json: {says}"):
+        constants.read(tmp_path / "c.json")
+    with pytest.raises(ps.PolicyError, match="missing.json: cannot be read: No such file"):
+        constants.read(tmp_path / "missing.json")
+
+
+def test_error_says_where_a_constant_is_one_or_what_is_near():
+    for text, says in {
+        b"mmap: arg3 == MAP_32BIT": "'MAP_32BIT' is not a number, .*; it is one on x86_64, x86, x32, not on aarch64",
+        b"mmap: arg2 == PROT_EXECC": "'PROT_EXECC' is not a number, .*; did you mean PROT_EXEC",
+        b"mmap: arg2 == some-thing": "is not a number, nor a constant that is known",
+        b"mmap: return ENOSYZ": "'ENOSYZ' is not an errno; did you mean ENOSYS",
+        b"mmap: return EPOLLIN": "'EPOLLIN' is not an errno",
+        b"mmap: return " + b"E" * 100_000: "'E{40}' is not an errno",
+    }.items():
+        with pytest.raises(ps.PolicyError, match=says):
+            minijail.parse(text, "p", arch="aarch64")
+
+
+# ------------------------------------------------------------------ policies
+
+POLICY = """
+@include ./common
+clone: arg0 & CLONE_THREAD
+socket: arg0 == AF_UNIX || arg0 == AF_NETLINK && arg1 == SOCK_DGRAM|SOCK_CLOEXEC
+mprotect: arg2 in ~PROT_EXEC || arg2 == MAP_PRIVATE|MAP_ANONYMOUS
+madvise: arg2 == MADV_DONTNEED || arg2 == MADV_GUARD_INSTALL
+ioctl: arg1 == FIONBIO || arg1 == TCGETS || arg1 == FS_IOC_GETFLAGS
+prctl: arg0 == PR_SET_VMA || arg0 == PR_SET_NAME
+openat: arg0 == AT_FDCWD && arg2 in O_RDONLY|O_DIRECTORY|O_CLOEXEC
+tgkill: arg2 == SIGABRT
+fcntl: arg1 == F_DUPFD_CLOEXEC
+sched_setscheduler: arg1 == SCHED_IDLE || arg1 == SCHED_BATCH
+mkdirat: return EDEADLOCK
+"""
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "arm", "aarch64", "mips", "ppc64le", "s390x"])
+@pytest.mark.parametrize("dialect", ["minijail0", "compiler"])
+def test_policies_mean_the_numbers_of_their_architecture(tmp_path, monkeypatch, arch, dialect):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "common").write_text("setsockopt: arg1 == SOL_SOCKET && arg2 == SO_PEERCRED\n")
+    (tmp_path / "policy").write_text(POLICY)
+    (tmp_path / "numbers").write_text(numbered(POLICY.replace("./common", "./common_numbers"), arch))
+    (tmp_path / "common_numbers").write_text(numbered((tmp_path / "common").read_text(), arch))
+    named, numbers = (ps.load(name, arch=arch, dialect=dialect).compile() for name in ("./policy", "./numbers"))
+    assert named == numbers
+    low = -100 % 2 ** (32 if arch in ("arm", "mips") else 64)
+    for flags in ("O_DIRECTORY", "O_DIRECT"):
+        allowed = named.simulate("openat", (low, 0, constants.find(flags, arch)), arch).action == ps.ALLOW
+        assert allowed is (flags == "O_DIRECTORY")
+    assert named.simulate("mkdirat", (), arch).action == ps.ERRNO(constants.errno_number("EDEADLOCK", arch))
+
+
+def numbered(text, arch):
+    def number(match):
+        value = constants.find(match[0], arch)
+        return match[0] if value is None else str(value)
+
+    return re.sub(r"\b[A-Z][A-Z0-9_]+\b", number, text)

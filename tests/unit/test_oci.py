@@ -255,8 +255,13 @@ def test_names_of_errnos_win_over_numbers_as_in_containers_common():
     assert answer(profile(rule("read", **denied, errno="ENOSYS")), "read") == ps.ERRNO(38)
     assert answer(profile(rule("read", **denied, errno="17")), "read") == ps.ERRNO(17)
     assert answer(profile(defaultErrno="EIO", defaultErrnoRet=1), "read") == ps.ERRNO(5)
-    with pytest.raises(PolicyError, match="ENOSYS has another number on mips64"):
-        ps.Policy.from_oci(profile(architectures=[], defaultErrno="ENOSYS"), arch="mips64")
+    assert ps.Policy.from_oci(profile(architectures=[], defaultErrno="ENOSYS"), arch="mips64").default == ps.ERRNO(89)
+    both = ["SCMP_ARCH_MIPS", "SCMP_ARCH_PARISC"]
+    assert ps.Policy.from_oci(profile(architectures=both, defaultErrno="EPERM"), arch="mips").default == ps.ERRNO(1)
+    with pytest.raises(PolicyError, match="defaultErrno: ENOSYS is 251 on parisc and 89 on mips, .*: give a number"):
+        ps.Policy.from_oci(profile(architectures=both, defaultErrno="ENOSYS"), arch="mips")
+    with pytest.raises(PolicyError, match="'ENOSY' is not an errno; did you mean ENOSYS"):
+        ps.Policy.from_oci(profile(architectures=[], defaultErrno="ENOSY"))
 
 
 def test_native_architecture_is_always_there_and_others_kill_the_thread():
