@@ -25,6 +25,8 @@ from pyseccomp.decompile import decompile
 from pyseccomp.errors import PolicyError, SeccompError
 from pyseccomp.features import Feature, features
 from pyseccomp.policy import Policy
+from pyseccomp.policy import Policy
+from pyseccomp.program import Program
 from pyseccomp.text import table
 
 Command = Callable[[argparse.Namespace], int]
@@ -82,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_policy.add_file_arguments(one)
     one.add_argument("-o", "--output", required=True, metavar="OUT", help="file to write; - is stdout")
     one = _add(commands, "disasm", _disasm, "show the program of a policy file, or of raw BPF, as text")
-    one.add_argument("file", metavar="FILE", help="OCI seccomp JSON or raw BPF; - is stdin")
+    one.add_argument("file", metavar="FILE", help="a file of any format, as --policy takes it; - is stdin")
+    cli_policy.add_file_arguments(one)
     one.add_argument("--rules", action="store_true", help="show what it decides, by architecture and call, not its instructions")
     one = _add(commands, "diff", _diff, "show a call for each that two policies answer differently", error_status=2)
     one.add_argument("first", metavar="A", help="a file of any format")
@@ -155,8 +158,8 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
 def _add_simulate(commands: Any) -> None:
     one = _add(commands, "simulate", _simulate, "show what a policy answers to a call, without a kernel")
     cli_policy.add_arguments(one)
-    one.add_argument(
-        "--arch", metavar="ARCH", help="of the call, such as x86_64, x86, aarch64 (if not given: this machine's)"
+    cli_policy.add_file_arguments(
+        one, "of the call, such as x86_64, x86, aarch64, and of a policy that names none (if not given: this machine's)"
     )
     one.add_argument("call", metavar="CALL", help="name or number")
     one.add_argument("args", nargs="*", metavar="ARG", help="arguments: 10, 0x10, O_WRONLY|O_CREAT, AT_FDCWD")
@@ -229,19 +232,26 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _disasm(options: argparse.Namespace) -> int:
-    program = cli_policy.load_file(options.file)
+    program = formats.program(cli_policy.read_file(options.file, options))
     print(decompile(program).text if options.rules else program.disassemble())
     return 0
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    program = cli_policy.load(options)
-    args = [cli_policy.argument(text) for text in options.args]
+    program = formats.program(_simulated(options))
+    args = [cli_policy.argument(text, options.arch) for text in options.args]
     call = int(options.call, 0) if options.call[0].isdigit() else options.call
     decision = program.simulate(call, args=args, arch=options.arch)
-    data = f" {errno_text(decision.data)}" if decision.action.name == "ERRNO" and decision.data else ""
+    data = f" {errno_text(decision.data, options.arch)}" if decision.action.name == "ERRNO" and decision.data else ""
     print(f"{decision.action.name}{data} after {decision.executed} of {len(program)} instructions")
     return 0
+
+
+def _simulated(options: argparse.Namespace) -> Policy | Program:
+    """Read the policy, for the call's architecture if it is not about that one anyhow."""
+    if options.policy is None or options.rules or options.default:
+        return cli_policy.source(options)
+    return cli_policy.read_file_for_call(options.policy, options)
 
 
 # -------------------------------------------------------------------- tables

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import errno
-import mmap
 import os
-import signal
-import socket
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from pyseccomp import actions, formats
+from pyseccomp import actions, constants, formats
 from pyseccomp.actions import Action
 from pyseccomp.errors import PolicyError
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
+from pyseccomp.syscalls import Arch, ArchLike
 
 MAX_FILE = 16 << 20
 _TOLD = 8
@@ -74,48 +72,70 @@ def source(options: argparse.Namespace) -> Policy | Program:
     if options.policy is not None:
         if options.rules or options.default:
             raise PolicyError("--policy and single rules exclude each other: put the rules into the file")
-        return read_file(options.policy)
+        return read_file(options.policy, options if hasattr(options, "dialect") else None)
     return build(options)
 
 
 def build(options: argparse.Namespace) -> Policy:
-    """Make the policy of the single rules that the options give."""
+    """Make the policy of the single rules that the options give, for the architecture that they name (this machine's)."""
+    arch = getattr(options, "arch", None)
     if not options.rules and not options.default:
         raise PolicyError("no policy: give --policy FILE, or rules such as --deny mkdirat=EPERM --notify openat")
-    policy = Policy(default=_default(options.default or "allow"))
+    policy = Policy(_default(options.default or "allow", arch), arch)
     for option, text in options.rules or ():
         for name in _names(option, text):
-            policy.add(_action(option, text), int(name) if name.isdigit() else name)
+            policy.add(_action(option, text, arch), int(name) if name.isdigit() else name)
     return policy
 
 
-def load_file(path: str) -> Program:
-    """Read a policy file and tell by its content which kind it is."""
-    return formats.program(read_file(path))
-
-
-def add_file_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a sub-command what else can be told of a policy file."""
+def add_file_arguments(parser: argparse.ArgumentParser, arch: str = "the architecture it is for (this machine's); raw BPF is for any") -> None:
+    """Give a sub-command what else can be told of a policy file; arch is the help of that option."""
     group = parser.add_argument_group("policy files")
     group.add_argument("--caps", metavar="CAP,...", default="", help="OCI: the container's capabilities (none)")
-    group.add_argument("--arch", metavar="ARCH", help="the architecture it is for (this machine's); raw BPF is for any")
+    group.add_argument("--arch", metavar="ARCH", help=arch)
     group.add_argument("--kernel", metavar="X.Y", help="OCI: the release that minKernel is compared with (this machine's)")
     group.add_argument("--thread", metavar="NAME", help="Firecracker: which filter of the file")
     group.add_argument(
-        "--dialect", choices=("minijail0", "compiler"), default="minijail0", help="minijail: who the file is written for (minijail0)"
+        "--dialect", choices=("minijail0", "compiler"), default="minijail0", help="minijail: the program the file is written for (minijail0)"
+    )
+    group.add_argument(
+        "--constants", metavar="FILE", help="minijail: a constants.json, whose names are added to the kernel's or replace them"
     )
 
 
 def read_file(path: str, options: argparse.Namespace | None = None) -> Policy | Program:
     """Read a policy file of any format, with what add_file_arguments() added; - is stdin."""
+    return _told(_parse(_read(path), path, options, None if options is None else options.arch), path)
+
+
+def read_file_for_call(path: str, options: argparse.Namespace) -> Policy | Program:
+    """Read a policy file for this machine, or for the architecture that the options name if the policy is not about it."""
     data = _read(path)
+    try:
+        found = _parse(data, path, options, None)
+    except PolicyError:
+        if options.arch is None:
+            raise
+        found = None
+    if options.arch is not None and (found is None or (isinstance(found, Policy) and Arch.of(options.arch) not in found.arches)):
+        found = _parse(data, path, options, options.arch)
+    assert found is not None
+    return _told(found, path)
+
+
+def _parse(data: bytes, path: str, options: argparse.Namespace | None, arch: str | None) -> Policy | Program:
     if options is None:
-        return _told(formats.parse(data, path), path)
-    caps = [cap for cap in options.caps.split(",") if cap]
-    source = formats.parse(
-        data, path, caps=caps, arch=options.arch, kernel=options.kernel, thread=options.thread, dialect=options.dialect
+        return formats.parse(data, path)
+    return formats.parse(
+        data,
+        path,
+        caps=[cap for cap in options.caps.split(",") if cap],
+        arch=arch,
+        kernel=options.kernel,
+        thread=options.thread,
+        dialect=options.dialect,
+        constants=options.constants,
     )
-    return _told(source, path)
 
 
 def _told(source: Policy | Program, path: str) -> Policy | Program:
@@ -145,51 +165,54 @@ def _names(option: str, text: str) -> list[str]:
     return names
 
 
-def _action(option: str, text: str) -> Action:
+def _action(option: str, text: str, arch: ArchLike = None) -> Action:
     _, given, value = text.partition("=")
     if option == "deny":
-        return actions.ERRNO(errno_number(value) if given else errno.EPERM)
+        return actions.ERRNO(errno_number(value, arch) if given else errno.EPERM)
     if given:
         raise PolicyError(f"--{option} {text}: only --deny takes a value")
     return _ACTIONS[option]
 
 
-def _default(text: str) -> Action:
-    return _ACTIONS[text.lower()] if text.lower() in _ACTIONS else actions.ERRNO(errno_number(text))
+def _default(text: str, arch: ArchLike = None) -> Action:
+    return _ACTIONS[text.lower()] if text.lower() in _ACTIONS else actions.ERRNO(errno_number(text, arch))
 
 
-def argument(text: str) -> int:
-    """Turn an argument of a call into a number: 10, 0x10, O_WRONLY|O_CREAT, AT_FDCWD, SIGTERM, AF_INET..."""
+def argument(text: str, arch: ArchLike = None) -> int:
+    """Turn an argument of a call into a number: 10, 0x10, O_WRONLY|O_CREAT, AT_FDCWD, SIGTERM, AF_INET...
+
+    Raises:
+        PolicyError: it is neither a number nor made of constants of the architecture.
+    """
     value = 0
     for part in text.split("|"):
-        value |= _constant(part.strip())
+        value |= _constant(part.strip(), arch)
     return value
 
 
-def _constant(text: str) -> int:
-    if text == "AT_FDCWD":
-        return -100
-    for module in (os, socket, mmap, signal):
-        found = getattr(module, text, None) if text[:1].isupper() else None
-        if isinstance(found, int):
-            return int(found)
+def _constant(text: str, arch: ArchLike) -> int:
+    found = constants.find(text, arch)
+    if found is not None:
+        return found
     try:
         return int(text, 0)
     except ValueError:
-        raise PolicyError(f"{text!r} is no argument: a number, or constants such as O_WRONLY|O_CREAT, AT_FDCWD, SIGTERM") from None
+        hint = constants.Table(arch).hint(text)
+        what = "a number, or constants such as O_WRONLY|O_CREAT, AT_FDCWD, SIGTERM"
+        raise PolicyError(f"{text!r:.60} is no argument: {what}{hint}") from None
 
 
-def errno_number(text: str) -> int:
-    """Turn EPERM or 1 into 1."""
-    number = getattr(errno, text.upper(), None) if not text.isdigit() else int(text)
-    if not isinstance(number, int) or not 0 < number < 4096:
+def errno_number(text: str, arch: ArchLike = None) -> int:
+    """Turn EPERM or 1 into 1, with the numbers of an architecture (the native one unless told)."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else constants.errno_number(text.upper(), arch)
+    if number is None or not 0 < number < 4096:
         raise PolicyError(f"{text!r} is not an errno: a name like EPERM, or a number from 1 to 4095")
     return number
 
 
-def errno_text(number: int) -> str:
+def errno_text(number: int, arch: ArchLike = None) -> str:
     """Turn 1 into EPERM."""
-    return errno.errorcode.get(number, f"errno {number}")
+    return constants.errno_name(number, arch) or f"errno {number}"
 
 
 def parse_answer(text: str) -> tuple[str | None, Callable[[], Any], str]:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyseccomp import criu, formats, holder
+from pyseccomp import criu, decode, formats, holder
 from pyseccomp.cli_policy import argument
 from pyseccomp.errors import NotPermittedError, PolicyError, TargetGoneError
 from pyseccomp.explain import Opinion, explain
 from pyseccomp.listeners import ListenerHolder
 from pyseccomp.loaded import LoadedFilter
 from pyseccomp.query import TaskState, ThreadState, dump, query
+from pyseccomp.syscalls import Arch
 from pyseccomp.text import printable, table
 
 Add = Callable[..., argparse.ArgumentParser]
@@ -97,17 +98,17 @@ def _dump(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    args = [argument(text) for text in options.args]
+    args = [argument(text, options.arch) for text in options.args]
     call = int(options.call, 0) if options.call[0].isdigit() else options.call
     found = explain(options.pid, call, args, arch=options.arch)
     for at in reversed(range(len(found.opinions))):
-        print(_opinion(at, found.opinions[at], at == found.decides))
-    print(f"the kernel answers: {found.action!r}" + ("" if found.opinions else " (there is no filter)"))
+        print(_opinion(at, found.opinions[at], at == found.decides, Arch.of(options.arch)))
+    print(f"the kernel answers: {decode.answer(found.action, Arch.of(options.arch))}" + ("" if found.opinions else " (there is no filter)"))
     return 0
 
 
-def _opinion(at: int, opinion: Opinion, decides: bool) -> str:
-    lines = [f"{_title(at, opinion.filter)}: {opinion.decision.action!r}{'  <- decides' if decides else ''}"]
+def _opinion(at: int, opinion: Opinion, decides: bool, arch: Arch) -> str:
+    lines = [f"{_title(at, opinion.filter)}: {decode.answer(opinion.decision.action, arch)}{'  <- decides' if decides else ''}"]
     if opinion.reasons is None:
         lines.append("  by arithmetic that has no short form: see disasm of its dump")
     elif not opinion.reasons:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 import pyseccomp as ps
-from pyseccomp import constants, minijail
+from pyseccomp import cli, cli_policy, constants, minijail
 
 GENERATOR = Path(__file__).parents[2] / "csrc/syscalls/generate_constants.py"
 FILE = Path(constants.__file__).with_name("constants.txt")
@@ -234,3 +234,52 @@ def numbered(text, arch):
         return match[0] if value is None else str(value)
 
     return re.sub(r"\b[A-Z][A-Z0-9_]+\b", number, text)
+
+
+# -------------------------------------------------------------- command line
+
+
+def run(capsys, *argv):
+    status = cli.main([str(word) for word in argv])
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_command_line_takes_the_constants_of_the_architecture(tmp_path, capsys):
+    policy = tmp_path / "p"
+    policy.write_text("openat: arg2 in O_RDONLY|O_DIRECTORY\nioctl: arg1 == MINE\nread: return ENOSYS\n")
+    own = tmp_path / "c.json"
+    own.write_text('{"MINE": 77}')
+    simulate = ("simulate", "--policy", policy, "--constants", own)
+    for arch in ("x86_64", "aarch64", "mips"):
+        for flag, answer in (("O_DIRECTORY", "ALLOW"), ("O_DIRECT", "KILL_PROCESS")):
+            status, said, _ = run(capsys, *simulate, "--arch", arch, "openat", "AT_FDCWD", "0", flag)
+            assert (status, said.split()[0]) == (0, answer), (arch, flag)
+        assert run(capsys, *simulate, "--arch", arch, "ioctl", "0", "77")[1].startswith("ALLOW after")
+        assert run(capsys, *simulate, "--arch", arch, "read")[1].startswith("ERRNO ENOSYS after")
+        _, text, _ = run(capsys, "disasm", policy, "--constants", own, "--arch", arch)
+        assert "; ENOSYS\n" in text and f"ERRNO({constants.errno_number('ENOSYS', arch)})" in text
+        _, rules, _ = run(capsys, "disasm", policy, "--constants", own, "--arch", arch, "--rules")
+        assert "O_DIRECTORY" in rules or "flags" in rules
+        out = tmp_path / arch
+        assert run(capsys, "compile", policy, "--constants", own, "--arch", arch, "-o", out)[0] == 0
+        assert out.read_bytes() == bytes(ps.load(policy, arch=arch, constants=own).compile())
+        assert run(capsys, "compile", "--deny", "read=ENOSYS", "--arch", arch, "-o", out)[0] == 0
+        expected = ps.ERRNO(constants.errno_number("ENOSYS", arch))
+        assert ps.Program.from_bytes(out.read_bytes()).simulate("read", arch=arch).action == expected
+        assert run(capsys, "simulate", "--deny", "read=ENOSYS", "--arch", arch, "read")[1].startswith("ERRNO ENOSYS")
+    status, _, error = run(capsys, "simulate", "--policy", policy, "read")
+    assert status == 1 and "p:2: 'MINE' is not a number" in error
+    status, _, error = run(capsys, "simulate", "--deny", "read", "--arch", "aarch64", "mmap", "MAP_32BIT")
+    assert status == 1 and "it is one on x86_64, x86, x32, not on aarch64" in error
+    status, _, error = run(capsys, "simulate", "--deny", "read", "kill", "0", "SIGRTMIN")
+    assert status == 1 and "'SIGRTMIN' is no argument" in error
+    assert run(capsys, "simulate", "--deny", "read", "kill", "0", "SIGTERM")[0] == 0
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64", "mips", "parisc"])
+def test_text_of_the_rules_is_taken_as_arguments_again(arch):
+    for name in ("O_DIRECTORY", "O_TMPFILE", "MAP_ANONYMOUS", "SOCK_NONBLOCK"):
+        assert cli_policy.argument(f"{name}|0x7", arch) == constants.find(name, arch) | 7
+    for number in set(constants.errnos(ps.Arch.of(arch))):
+        assert cli_policy.errno_number(cli_policy.errno_text(number, arch), arch) == number
