@@ -1,9 +1,11 @@
-/* openat.c - open a file for a trapped task, which asked for it.
+/* openat.c - open a file for a trapped task.
  *
- * Here, in the supervisor: read what is asked and who asks, hold what its path begins
- * at (root, cwd, dirfd) by descriptors from /proc, and only then ask the listener
- * whether the call still waits: if so, all of it was the target's. The rest is done by
- * opener.c, in a process that has the target's rights.
+ * Here, in the supervisor: read what the call asks for, once, and who the task is
+ * (caller.c); hold what its path begins at (root, cwd, dirfd) by descriptors from /proc;
+ * and only then ask the listener whether the call still waits: if so, all of it was the
+ * target's. The rest is done by opener.c, in a process that has the target's rights.
+ *
+ * The supervisor holds a pidfd of that process, and kills it when the request is over.
  */
 #define _GNU_SOURCE
 #include "opener.h"
@@ -11,9 +13,11 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <time.h>
 
 /* The kernel's values; libc hides O_LARGEFILE on 64-bit machines and lacks FASYNC's name. */
@@ -27,8 +31,6 @@
 	(RESOLVE_NO_XDEV | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH | RESOLVE_IN_ROOT | RESOLVE_CACHED)
 #define ONLY_TMPFILE (O_TMPFILE & ~O_DIRECTORY)
 #define MODES 07777
-#define MAX_PROC_TEXT 16384
-#define OVERFLOW_UID 65534
 
 /* ------------------------------------------------------------- what is asked */
 
@@ -62,7 +64,7 @@ static int check_flags(const struct psc_open_request *q)
 	if (q->flags & ONLY_TMPFILE &&
 	    (!(q->flags & O_DIRECTORY) || q->flags & O_CREAT || !(q->flags & (O_WRONLY | O_RDWR))))
 		return EINVAL;
-	/* Since Linux 6.4; before it made a file, which nobody wants. */
+	/* Since Linux 6.4; before it made a file, which no caller wants. */
 	if ((q->flags & (O_DIRECTORY | O_CREAT)) == (O_DIRECTORY | O_CREAT))
 		return EINVAL;
 	return 0;
@@ -78,7 +80,7 @@ static int check_how(const struct open_how *how)
 		return EINVAL;
 	if (how->flags & O_PATH && how->flags & ~(uint64_t)PATH_FLAGS)
 		return EINVAL;
-	/* Whether it is cached for the target, nobody else can tell. */
+	/* Whether it is cached for the target, no other process can tell. */
 	return how->resolve & RESOLVE_CACHED ? EAGAIN : 0;
 }
 
@@ -146,191 +148,55 @@ static int read_call(struct psc_inbox *inbox, const struct psc_event *event, str
 	return got == 0 ? ENOENT : 0;
 }
 
-/* ---------------------------------------------------------------- who asks */
+/* ------------------------------------------------------------ where it begins */
 
-/* Not to be seen: a target that we may not ptrace (read). */
-static int unseen(int error)
+/* What a file system of procfs says of a task that has ended, or that we may not ptrace (read). */
+static int refusal(int error)
 {
 	return error == ENOENT || error == ESRCH ? -ESRCH : -EPERM;
 }
 
-static int open_of(pid_t tid, const char *what, int *ret_fd)
+static int open_task(pid_t tid, int *ret_proc)
 {
-	char path[64];
+	char path[32];
 	int fd;
 
-	snprintf(path, sizeof(path), "/proc/%d/%s", tid, what);
+	snprintf(path, sizeof(path), "/proc/%d", tid);
 	fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
-		return unseen(errno);
+		return refusal(errno);
+	*ret_proc = fd;
+	return 0;
+}
+
+static int open_of(int proc, const char *what, int *ret_fd)
+{
+	int fd = openat(proc, what, O_PATH | O_DIRECTORY | O_CLOEXEC);
+
+	if (fd < 0)
+		return refusal(errno);
 	*ret_fd = fd;
 	return 0;
 }
 
 /* > 0: what the call is to fail with. */
-static int open_start(pid_t tid, int dirfd, int *ret_fd)
+static int open_start(int proc, int dirfd, int *ret_fd)
 {
-	char path[64];
+	char path[32];
 	struct stat st;
 	int fd;
 
 	if (dirfd == AT_FDCWD)
-		return open_of(tid, "cwd", ret_fd);
+		return open_of(proc, "cwd", ret_fd);
 	if (dirfd < 0)
 		return EBADF;
-	snprintf(path, sizeof(path), "/proc/%d/fd/%d", tid, dirfd);
-	if (lstat(path, &st) < 0)
+	snprintf(path, sizeof(path), "fd/%d", dirfd);
+	if (fstatat(proc, path, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return errno == ENOENT ? EBADF : -EPERM;
-	fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	fd = openat(proc, path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return errno == ENOTDIR ? ENOTDIR : errno == ENOENT ? EBADF : -EPERM;
 	*ret_fd = fd;
-	return 0;
-}
-
-static int read_proc_text(const char *path, char *ret_text, size_t size)
-{
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
-	size_t have = 0;
-
-	if (fd < 0)
-		return unseen(errno);
-	while (have < size - 1) {
-		ssize_t n = read(fd, ret_text + have, size - 1 - have);
-
-		if (n < 0)
-			return unseen(errno);
-		if (n == 0) {
-			ret_text[have] = 0;
-			return 0;
-		}
-		have += (size_t)n;
-	}
-	return -E2BIG;
-}
-
-/* Behind "\nname:"; NULL: there is no such line. */
-static const char *field(const char *text, const char *name)
-{
-	char key[32];
-	int n = snprintf(key, sizeof(key), "\n%s:", name);
-	const char *line = strstr(text, key);
-
-	return line ? line + n : NULL;
-}
-
-/* The numbers of one line; returns how many there are, at most size are written. */
-static size_t numbers(const char *at, int base, uint64_t *ret, size_t size)
-{
-	size_t n = 0;
-
-	while (at) {
-		char *end;
-		uint64_t value;
-
-		at += strspn(at, " \t");
-		if (*at == '\n') /* strtoull would go on there */
-			break;
-		value = strtoull(at, &end, base);
-		if (end == at)
-			break;
-		if (n < size)
-			ret[n] = value;
-		n++;
-		at = end;
-	}
-	return n;
-}
-
-static int take_numbers(struct psc_open_request *q, const char *text)
-{
-	uint64_t n[PSC_OPEN_GROUPS];
-	size_t count;
-
-	if (numbers(field(text, "Uid"), 10, n, 4) != 4)
-		return -EBADMSG;
-	q->fsuid = (uint32_t)n[3];
-	if (numbers(field(text, "Gid"), 10, n, 4) != 4)
-		return -EBADMSG;
-	q->fsgid = (uint32_t)n[3];
-	if (numbers(field(text, "CapEff"), 16, &q->caps, 1) != 1 || numbers(field(text, "Umask"), 8, n, 1) != 1)
-		return -EBADMSG;
-	q->umask = (uint32_t)n[0];
-	count = numbers(field(text, "Groups"), 10, n, PSC_OPEN_GROUPS);
-	if (count > PSC_OPEN_GROUPS)
-		return -E2BIG;
-	for (size_t i = 0; i < count; i++)
-		q->groups[i] = (uint32_t)n[i];
-	q->n_groups = (uint32_t)count;
-	count = numbers(field(text, "NStgid"), 10, n, 32);
-	if (count < 1 || count > 32)
-		return -EBADMSG;
-	q->pid[0] = (int32_t)n[0];
-	q->pid[1] = (int32_t)n[count - 1];
-	count = numbers(field(text, "NSpid"), 10, n, 32);
-	if (count < 1 || count > 32)
-		return -EBADMSG;
-	q->tid[0] = (int32_t)n[0];
-	q->tid[1] = (int32_t)n[count - 1];
-	return 0;
-}
-
-static int same_namespace(pid_t tid, const char *kind, bool *ret_same)
-{
-	char theirs[64], ours[64];
-	struct stat a, b;
-
-	snprintf(theirs, sizeof(theirs), "/proc/%d/ns/%s", tid, kind);
-	snprintf(ours, sizeof(ours), "/proc/self/ns/%s", kind);
-	if (stat(ours, &b) < 0) { /* the kernel has no such namespaces */
-		*ret_same = true;
-		return 0;
-	}
-	if (stat(theirs, &a) < 0)
-		return unseen(errno);
-	*ret_same = a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-	return 0;
-}
-
-static int compare_namespaces(struct psc_open_request *q, pid_t tid)
-{
-	static const char *const kinds[] = { "user", "net", "ipc", "uts", "pid" };
-	bool is_same;
-
-	q->same_namespaces = true;
-	for (size_t i = 0; i < psc_array_size(kinds); i++) {
-		int r = same_namespace(tid, kinds[i], &is_same);
-
-		if (r < 0)
-			return r;
-		q->same_namespaces &= is_same;
-		if (i == 0 && !is_same) {
-			/* What it may there is nothing here; and who it is must be known here. */
-			q->caps = 0;
-			if (q->fsuid == OVERFLOW_UID || q->fsgid == OVERFLOW_UID)
-				return -EPERM;
-		}
-	}
-	return 0;
-}
-
-static int read_caller(struct psc_open_request *q, pid_t tid)
-{
-	char path[64], text[MAX_PROC_TEXT];
-	struct stat proc;
-	int r;
-
-	snprintf(path, sizeof(path), "/proc/%d/status", tid);
-	r = read_proc_text(path, text, sizeof(text));
-	if (r == 0)
-		r = take_numbers(q, text);
-	if (r == 0)
-		r = compare_namespaces(q, tid);
-	if (r < 0)
-		return r;
-	if (stat("/proc", &proc) < 0)
-		return -errno;
-	q->proc_dev = proc.st_dev;
 	return 0;
 }
 
@@ -357,98 +223,280 @@ static int wait_for(int socket, int64_t deadline)
 	return r < 0 ? -errno : 0;
 }
 
-static int hear(int socket, uint64_t timeout_ns, struct psc_open_reply *ret_reply, int *ret_fd)
+/* One reply and its descriptors, of which the first *ret_n of the two are the caller's. */
+static int hear(int socket, int64_t deadline, struct psc_open_reply *ret_reply, int ret_fds[2])
 {
-	int r = wait_for(socket, psc_monotonic_ns() + (int64_t)timeout_ns), fd = -1;
+	int r = wait_for(socket, deadline), n;
 
 	if (r < 0)
 		return r;
-	r = psc_packet_receive(socket, ret_reply, sizeof(*ret_reply), &fd, 1);
-	if (r < 0)
-		/* Its alarm, or somebody, has ended it. */
-		return r == -ECONNRESET ? -ETIMEDOUT : r;
-	if (ret_reply->error || r != 1) {
-		psc_close_fd(&fd);
-		return ret_reply->error ? ret_reply->error : -EBADMSG;
+	n = psc_packet_receive(socket, ret_reply, sizeof(*ret_reply), ret_fds, 2);
+	/* The opener died, or a signal of another process ended its child. */
+	return n == -ECONNRESET ? -ECANCELED : n;
+}
+
+static void close_all(const int *fds, int n)
+{
+	for (int i = 0; i < n; i++)
+		close(fds[i]);
+}
+
+/* Hear the reply of a kind, and how many descriptors are beside it; or its error, of either sign. The process of the
+ * child is heard of before or after: both are waited for, so that no child is left that could not be ended. */
+static int hear_kind(int socket, int64_t deadline, enum psc_open_reply_kind kind, int *process, struct psc_open_reply *ret_reply,
+		     int ret_fds[2], int *ret_n)
+{
+	struct psc_open_reply reply;
+	bool heard = false;
+	int r = 0, kept[2], n_kept = 0;
+
+	while (r == 0 && (!heard || *process < 0)) {
+		int fds[2], n = hear(socket, deadline, &reply, fds);
+
+		if (n < 0) {
+			r = n;
+		} else if (reply.kind == PSC_OPEN_STARTED && n == 1 && *process < 0) {
+			*process = fds[0];
+		} else if (reply.kind == (uint32_t)kind && !heard) {
+			heard = true;
+			*ret_reply = reply;
+			memcpy(kept, fds, (size_t)n * sizeof(*fds));
+			n_kept = n;
+		} else {
+			close_all(fds, n);
+			r = reply.error ? reply.error : -EBADMSG;
+		}
 	}
-	*ret_fd = fd;
+	if (r == 0)
+		r = ret_reply->error;
+	if (r) {
+		close_all(kept, n_kept);
+		return r;
+	}
+	memcpy(ret_fds, kept, (size_t)n_kept * sizeof(*kept));
+	*ret_n = n_kept;
 	return 0;
 }
 
-static int ask(int opener, const struct psc_open_request *q, int root, int start, struct psc_opening *ret_opening)
+/* Ends the process of a request, also if it is stopped or waits for a file system. */
+static void end_process(int *process)
+{
+	if (*process < 0)
+		return;
+	(void)!psc_syscall(SYS_pidfd_send_signal, *process, SIGKILL, NULL, 0);
+	close(*process);
+	*process = -1;
+}
+
+/* Send a request. Descriptor 2, the socket of its answers, is made and closed here. */
+static int send_request(int opener, const struct psc_open_request *q, int *fds, size_t n, int *ret_socket)
 {
 	_cleanup_close_ int ours = -1, theirs = -1;
-	struct psc_open_reply reply;
 	int pair[2], r;
 
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		return -errno;
 	ours = pair[0];
 	theirs = pair[1];
-	r = psc_packet_send(opener, q, sizeof(*q), (int[]){ root, start, theirs }, 3);
+	fds[2] = theirs;
+	r = psc_packet_send(opener, q, sizeof(*q), fds, n);
+	fds[2] = -1;
 	if (r < 0)
 		return r == -ECONNRESET ? -EPIPE : r;
-	close(psc_take_fd(theirs));
-	r = hear(ours, q->timeout_ns, &reply, &ret_opening->object);
-	if (r)
-		return r;
-	ret_opening->socket = psc_take_fd(ours);
-	ret_opening->creates = reply.creates;
-	memcpy(ret_opening->name, reply.name, sizeof(ret_opening->name));
-	ret_opening->name[NAME_MAX] = 0;
+	*ret_socket = psc_take_fd(ours);
 	return 0;
 }
 
-int psc_open_begin(int opener, struct psc_inbox *inbox, const struct psc_event *event, uint64_t timeout_ns,
-		   struct psc_opening *ret_opening)
+static int ask(int opener, const struct psc_open_request *q, int *fds, size_t n, struct psc_open_reply *ret_reply,
+	       struct psc_opening *ret_opening)
 {
-	struct psc_opening opening = { .object = -1, .socket = -1, .timeout_ns = timeout_ns };
-	struct psc_open_request q = { .timeout_ns = timeout_ns };
-	_cleanup_close_ int root = -1, start = -1;
-	pid_t tid = (pid_t)event->notif.n.pid;
+	struct psc_opening o = *ret_opening;
+	int found[2] = { -1, -1 }, n_found = 0, r = send_request(opener, q, fds, n, &o.socket);
+
+	if (r < 0)
+		return r;
+	r = hear_kind(o.socket, psc_monotonic_ns() + (int64_t)o.timeout_ns, PSC_OPEN_FOUND, &o.process, ret_reply, found, &n_found);
+	if (r == 0) {
+		o.object = n_found > 0 ? found[0] : -1;
+		o.parent = n_found > 1 ? found[1] : -1;
+		o.creates = ret_reply->creates;
+		memcpy(o.name, ret_reply->name, sizeof(o.name));
+		o.name[NAME_MAX] = 0;
+		if (o.object < 0)
+			r = -EBADMSG;
+	}
+	if (r)
+		psc_opening_destroy(&o);
+	else
+		*ret_opening = o;
+	return r;
+}
+
+/* Nodes that a container's device policy lets everyone open: null, zero, full, random, urandom; ptmx; pseudo terminals. */
+static bool is_common_device(const struct psc_open_reply *reply)
+{
+	unsigned int major = major(reply->device), minor = minor(reply->device);
+
+	if (!S_ISCHR(reply->mode))
+		return false;
+	if (major == 1)
+		return minor == 3 || minor == 5 || (minor >= 7 && minor <= 9);
+	return (major == 5 && minor == 2) || (major >= 136 && major <= 143);
+}
+
+static int check_device(int proc, const struct psc_open_request *q, const struct psc_open_reply *reply,
+			const struct psc_opening *opening)
+{
+	if (!(S_ISCHR(reply->mode) || S_ISBLK(reply->mode)) || q->flags & O_PATH || is_common_device(reply))
+		return 0;
+	return psc_caller_check_devices(proc, opening->process);
+}
+
+/* > 0: what the call is to fail with. */
+static int read_start(int proc, const struct psc_open_request *q, int dirfd, int ret_fds[2])
+{
+	int r = open_of(proc, "root", &ret_fds[0]);
+
+	/* An absolute path needs no dirfd, but the scope of openat2 is it. */
+	if (r == 0 && q->path[0] == '/' && !(q->resolve & (RESOLVE_BENEATH | RESOLVE_IN_ROOT)))
+		r = open_of(proc, "root", &ret_fds[1]);
+	else if (r == 0)
+		r = open_start(proc, dirfd, &ret_fds[1]);
+	return r;
+}
+
+static int begin(int opener, struct psc_inbox *inbox, const struct psc_event *event, struct psc_open_request *q,
+		 int fds[3 + PSC_NS_COUNT], struct psc_opening *opening)
+{
+	_cleanup_close_ int proc = -1;
+	struct psc_open_reply reply;
 	int dirfd = AT_FDCWD, r, valid;
 
-	if (tid == 0)
-		return -ESRCH;
-	r = read_call(inbox, event, &q, &dirfd);
+	r = read_call(inbox, event, q, &dirfd);
+	/* All is read through one descriptor, so of one task. */
 	if (r == 0)
-		r = open_of(tid, "root", &root);
-	/* An absolute path needs no dirfd, but the scope of openat2 is it. */
-	if (r == 0 && q.path[0] == '/' && !(q.resolve & (RESOLVE_BENEATH | RESOLVE_IN_ROOT)))
-		r = open_of(tid, "root", &start);
-	else if (r == 0)
-		r = open_start(tid, dirfd, &start);
+		r = open_task((pid_t)event->notif.n.pid, &proc);
 	if (r == 0)
-		r = read_caller(&q, tid);
+		r = read_start(proc, q, dirfd, fds);
+	if (r == 0)
+		r = psc_caller_read(proc, q, fds + 3);
+	/* The call still waits: the memory was the caller's, and so was the number of the task. */
 	valid = psc_event_valid(inbox, event);
 	if (valid < 0)
 		return valid;
 	if (r)
 		return r;
-	opening.flags = q.flags;
-	q.flags &= ~(uint64_t)O_CLOEXEC;
-	r = ask(opener, &q, root, start, &opening);
+	opening->flags = q->flags;
+	q->flags &= ~(uint64_t)O_CLOEXEC;
+	r = ask(opener, q, fds, 3 + (size_t)__builtin_popcount(q->enters), &reply, opening);
 	if (r == 0)
+		r = check_device(proc, q, &reply, opening);
+	return r;
+}
+
+int psc_open_begin(int opener, struct psc_inbox *inbox, const struct psc_event *event, uint64_t timeout_ns,
+		   struct psc_opening *ret_opening)
+{
+	struct psc_opening opening = { .object = -1, .parent = -1, .socket = -1, .process = -1, .timeout_ns = timeout_ns };
+	struct psc_open_request q;
+	int fds[3 + PSC_NS_COUNT], r;
+
+	if (event->notif.n.pid == 0)
+		return -ESRCH;
+	memset(&q, 0, sizeof(q));
+	q.kind = PSC_OPEN_FIND;
+	q.timeout_ns = timeout_ns;
+	for (size_t i = 0; i < psc_array_size(fds); i++)
+		fds[i] = -1;
+	r = begin(opener, inbox, event, &q, fds, &opening);
+	for (size_t i = 0; i < psc_array_size(fds); i++)
+		psc_close_fd(&fds[i]);
+	if (r)
+		psc_opening_destroy(&opening);
+	else
 		*ret_opening = opening;
 	return r;
+}
+
+/* What was opened is what was approved: a file to be made has no object yet, and a temporary one is another. */
+static bool is_approved(const struct psc_opening *opening, int fd)
+{
+	return opening->creates || opening->flags & ONLY_TMPFILE || psc_same_object(opening->object, fd);
 }
 
 int psc_open_finish(struct psc_opening *opening, int *ret_fd)
 {
 	struct psc_open_reply reply;
-	int r = psc_packet_send(opening->socket, "", 1, NULL, 0);
+	int r = psc_packet_send(opening->socket, "", 1, NULL, 0), fds[2] = { -1, -1 }, n = 0;
 
+	/* A child that has ended cannot be told any more. */
+	r = r == -EPIPE || r == -ECONNRESET ? -ECANCELED : r;
 	if (r == 0)
-		r = hear(opening->socket, opening->timeout_ns, &reply, ret_fd);
+		r = hear_kind(opening->socket, psc_monotonic_ns() + (int64_t)opening->timeout_ns, PSC_OPEN_DONE, &opening->process,
+			      &reply, fds, &n);
+	if (r == 0 && (n != 1 || !is_approved(opening, fds[0]))) {
+		close_all(fds, n);
+		r = -EBADMSG;
+	}
+	if (r == 0)
+		*ret_fd = fds[0];
 	psc_opening_destroy(opening);
 	return r;
+}
+
+static bool opening_writes(const struct psc_opening *opening)
+{
+	return opening->creates || (opening->flags & (O_ACCMODE | O_TRUNC) && !(opening->flags & O_PATH));
+}
+
+/* A child of the opener asks the file systems: they may not answer. */
+static int ask_within(int opener, const struct psc_opening *opening, const struct psc_place *place, int directory)
+{
+	struct psc_open_request q;
+	struct psc_open_reply reply;
+	_cleanup_close_ int socket = -1;
+	int fds[4] = { place->object, directory, -1, place->parent }, process = -1, none[2], n = 0, r;
+
+	memset(&q, 0, sizeof(q));
+	q.kind = PSC_OPEN_WITHIN;
+	q.flags = place->writes;
+	q.timeout_ns = opening->timeout_ns;
+	snprintf(q.path, sizeof(q.path), "%s", place->name);
+	r = send_request(opener, &q, fds, place->parent < 0 ? 3 : 4, &socket);
+	if (r == 0)
+		r = hear_kind(socket, psc_monotonic_ns() + (int64_t)opening->timeout_ns, PSC_OPEN_DONE, &process, &reply, none, &n);
+	end_process(&process);
+	close_all(none, n);
+	return r < 0 ? r : r > 0 ? -EBADMSG : reply.within;
+}
+
+int psc_opening_within(int opener, const struct psc_opening *opening, int directory)
+{
+	struct psc_place place = { opening->object, opening->parent, opening->creates ? "" : opening->name,
+				   opening_writes(opening) };
+	int r = psc_place_within(&place, directory, false);
+
+	return r == -EAGAIN ? ask_within(opener, opening, &place, directory) : r;
+}
+
+int psc_directory_open(const char *path, int *ret_fd)
+{
+	struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS };
+	int fd = (int)psc_syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof(how));
+
+	if (fd < 0)
+		return fd;
+	*ret_fd = fd;
+	return 0;
 }
 
 void psc_opening_destroy(struct psc_opening *opening)
 {
 	if (!opening)
 		return;
+	end_process(&opening->process);
 	psc_close_fd(&opening->object);
+	psc_close_fd(&opening->parent);
 	psc_close_fd(&opening->socket);
-	opening->object = opening->socket = -1;
+	opening->object = opening->parent = opening->socket = -1;
 }

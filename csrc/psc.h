@@ -1305,27 +1305,34 @@ void psc_page_ring(const struct psc_page *page);
 PSC_MUST_CHECK int psc_park_wake(const struct psc_page *page, int channel, int pidfd, int timeout_ms);
 /* ----------------------------------------------------------------- opening
  *
- * Open a file for a task that is trapped in open, openat, openat2 or creat: as it
- * would itself, by its root, directories and credentials, and hand the descriptor
- * over with psc_event_addfd(PSC_ADDFD_SEND). Unlike a look at the path followed by
+ * Open a file for a task that is trapped in open, openat, openat2 or creat: as the task
+ * would itself, by its root, directories and identity, and hand the descriptor over with
+ * psc_event_addfd(PSC_ADDFD_SEND). Unlike a look at the path followed by
  * psc_notify_continue() that is a decision: what is approved is what is opened.
  *
  *	begin    finds the object, or the directory to make it in, with no effect on it
- *	(look at opening.object: fstat, readlink of /proc/self/fd, ...)
+ *	         (look at opening.object: psc_opening_within(), fstat, ...)
  *	finish   opens exactly that
  *
- * (An O_PATH descriptor is found and opened as well, but the kernel lets nobody hand
- * one over: psc_event_addfd() says -EBADF.)
+ * (An O_PATH descriptor is found and opened as well, but the kernel does not hand one
+ * over: psc_event_addfd() says -EBADF.)
  *
- * Both return 0; a positive errno that the task's call is to fail with
+ * begin and finish return 0; a positive errno that the task's call is to fail with
  * (psc_notify_error); or a negative one, if it could not be tried.
  *
+ * The process that opens takes on of the task: user, network, ipc, uts and cgroup
+ * namespace; real, effective, saved and file system ids; supplementary groups; effective,
+ * permitted and inheritable capabilities; no_new_privs; the label of a security module;
+ * umask. It does not have the task's pid, mount and time namespace, bounding set (it
+ * executes nothing), resource limits (RLIMIT_NOFILE holds when the descriptor is handed
+ * over), keyrings and Landlock domains, and is none of its threads.
+ *
  * Unlike the kernel: magic links of procfs (/proc/self/fd/N, so /dev/stdin too) are
- * ELOOP; /dev/tty is ENXIO; a FIFO without O_NONBLOCK is EOPNOTSUPP; a file with a
- * lease of somebody is EAGAIN; RESOLVE_CACHED is EAGAIN; what procfs shows by
- * namespaces (/proc/sys, ...) is EPERM where they differ from the caller's;
- * fs.protected_symlinks, _regular and _fifos are as if set. Landlock domains and LSM
- * labels of the task are not taken on. */
+ * ELOOP; /dev/tty is ENXIO; a FIFO without O_NONBLOCK is EOPNOTSUPP; a file with another
+ * process's lease is EAGAIN; RESOLVE_CACHED is EAGAIN; what procfs shows by pid namespace
+ * (/proc/sys, ...) is EPERM where the task's differs from the caller's; files of
+ * /proc/self that ask for a tracer's rights are denied to a task that is not dumpable;
+ * fs.protected_symlinks, _regular and _fifos are as if set. */
 
 /* Start the process that opens (as psc_guardian_start(), the same program at path).
  * It ends when our end of the socket is closed. One serves any number of threads. */
@@ -1335,7 +1342,9 @@ PSC_MUST_CHECK int psc_opener_start(const char *path, int *ret_socket);
 
 struct psc_opening {
 	int object;	/* O_PATH: what was found, or the directory in which name is to be made */
+	int parent;	/* O_PATH: where the object was found, unless it is a directory: then -1 */
 	int socket;
+	int process;	/* a pidfd */
 	bool creates;
 	uint64_t flags; /* as asked for; O_CLOEXEC is for PSC_ADDFD_CLOEXEC */
 	uint64_t timeout_ns;
@@ -1343,12 +1352,32 @@ struct psc_opening {
 };
 
 /* -ENOENT: the call is over. -EOPNOTSUPP: it is none of the four. -EPERM: this process
- * may not look into the task (ptrace), or the opener cannot take its credentials on
- * (another user: CAP_SETUID, CAP_SETGID). -ESRCH: it cannot be seen from this pid
- * namespace. -E2BIG: it has more than 1024 groups. -ETIMEDOUT: a file system did not
- * answer within timeout_ns. -EPIPE: the opener is dead. Waits. */
+ * may not look into the task (ptrace), or the opener cannot take its ids, groups or
+ * capabilities on (another user: CAP_SETUID, CAP_SETGID), or the kernel denied the open
+ * for want of a capability that the task has and the opener has not. -EXDEV: the opener
+ * cannot enter one of its namespaces (CAP_SYS_ADMIN). -EACCES: it cannot take on its
+ * label. -ENODEV: it is a device, and the task's cgroup may have a device policy that the
+ * opener's has not. -ECHILD: fs.suid_dumpable is 1 or unknown, so the task could trace the
+ * process that opens. -ESRCH: the task cannot be seen from this pid namespace. -E2BIG: it
+ * has more than 1024 groups. -ETIMEDOUT: a file system did not answer within timeout_ns.
+ * -ECANCELED: the process that opens was killed, which the task can do. -EPIPE: the opener
+ * is dead. -EAGAIN, -ENOMEM: it cannot make a process. Waits. */
 PSC_MUST_CHECK int psc_open_begin(int opener, struct psc_inbox *inbox, const struct psc_event *event,
 				  uint64_t timeout_ns, struct psc_opening *ret_opening);
+
+/* Is the object (or the directory in which it is to be made) directory itself or below it, in the
+ * mounts of that descriptor? The path of the object decides nothing: it is one of the target's
+ * mounts. Here a directory on the way up from the object must be directory by device and inode,
+ * and the names from there must lead to the same object again below the descriptor, without links.
+ * The target's mount must not be laxer (read-only, noexec, nodev, nosuid) than that one is. For a
+ * target with other mounts the caller passes what the target sees as directory, by any name.
+ * 1 or 0; 0 too if the tree is being renamed all the time. -ENOTDIR: directory is none. -ETIMEDOUT,
+ * -ECANCELED, -EPIPE, ...: it cannot be told. Waits. */
+PSC_MUST_CHECK int psc_opening_within(int opener, const struct psc_opening *opening, int directory);
+
+/* Open a directory for psc_opening_within(): O_PATH, and no component of path is a link
+ * (-ELOOP): a target that may write beside it could make one. */
+PSC_MUST_CHECK int psc_directory_open(const char *path, int *ret_fd);
 
 /* Open it; *ret_fd is yours, CLOEXEC. -EAGAIN: what was to be made is there meanwhile: begin again.
  * The opening is over in any case. Waits, as begin. */

@@ -1,19 +1,19 @@
-/* walk.c - find what a path means to somebody else.
+/* walk.c - find what a path means to a target.
  *
- * The kernel resolves a path for who asks: from his root, his directory, with
- * /proc/self being his. Here it is resolved for another, so step by step, with
+ * The kernel resolves a path for the task that calls: from its root, its directory, with
+ * its /proc/self. Here a path is resolved for another task, so step by step, with
  * O_PATH descriptors that have no effect on what they name:
  *
  *	at = root or start
  *	component of the path     a directory: at = it     a link: its text goes before the rest
  *
- * Invariant: no step follows a link inside the kernel. So none leads to our root, and
- * none through the "magic" links of procfs, which are no text. The links of procfs
- * that depend on who looks (self, thread-self, mounts, net) get the target's text, and
- * our own entry there does not exist: it would give us, and then the target, what
- * only we may see. ".." stops at the target's root. With RESOLVE_BENEATH or
- * RESOLVE_IN_ROOT it must lead to where the walk came from, else the tree was changed
- * meanwhile: EAGAIN, as openat2(2) has it.
+ * Invariant: no step follows a link inside the kernel. So no step leads to our root, or
+ * through the "magic" links of procfs, which are no text. The links of procfs that
+ * depend on the reader (self, thread-self, mounts, net) get the target's text. Our own
+ * entry there does not exist: it would give us, and then the target, what only we may
+ * see. ".." stops at the target's root. With RESOLVE_BENEATH or RESOLVE_IN_ROOT it must
+ * lead to where the walk came from, else the tree was changed meanwhile: EAGAIN, as
+ * openat2(2) has it.
  */
 #define _GNU_SOURCE
 #include "opener.h"
@@ -22,6 +22,7 @@
 #include <linux/magic.h>
 #include <linux/openat2.h>
 #include <string.h>
+#include <sys/fsuid.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
@@ -29,6 +30,7 @@
 #define MAX_LINKS 40
 #define MAX_DEPTH (PATH_MAX / 2)
 #define PROC_ROOT_INO 1
+#define OVERFLOW_UID 65534
 
 struct identity {
 	uint64_t mount, inode;
@@ -40,6 +42,8 @@ struct walk {
 	int root;
 	int at; /* owned */
 	int links;
+	uid_t fsuid; /* as this process's user namespace numbers it */
+	bool sees_all_owners;
 	size_t depth;			     /* below start, of a scoped walk */
 	struct identity above[MAX_DEPTH + 1]; /* the directories that led to at */
 	char rest[2 * PATH_MAX];
@@ -159,7 +163,7 @@ static bool at_proc_root(const struct walk *w, struct stat *ret_st)
 	return in_proc(w->at) && fstat(w->at, ret_st) == 0 && ret_st->st_ino == PROC_ROOT_INO;
 }
 
-/* Where the entries are those of the namespaces of who opens them. */
+/* Where the entries depend on the pid namespace of the process that opens them: this process is not in the target's. */
 static bool differs_by_namespace(const char *name)
 {
 	static const char *const names[] = { "sys", "sysvipc", "keys", "key-users" };
@@ -182,7 +186,7 @@ static int check_proc(const struct walk *w, const char *name)
 	self[n < 0 ? 0 : n] = 0;
 	if (strcmp(name, self) == 0)
 		return ENOENT;
-	return !w->request->same_namespaces && differs_by_namespace(name) ? EPERM : 0;
+	return !w->request->same_pid_namespace && differs_by_namespace(name) ? EPERM : 0;
 }
 
 /* The text of a link of procfs, as the target would see it. */
@@ -215,20 +219,38 @@ static int read_proc_link(const struct walk *w, const char *name, char *ret_text
 
 /* -------------------------------------------------------------------- links */
 
-/* fs.protected_symlinks, whether it is set or not: a link in a directory where anybody
- * may put links is followed if it is the follower's, or of who owns the directory. */
+/* Two owners as stat() shows them to this process: in a user namespace all that are not
+ * mapped there are shown as one number, and may be different. */
+static bool same_owner(const struct walk *w, uid_t a, uid_t b)
+{
+	return a == b && (w->sees_all_owners || a != OVERFLOW_UID);
+}
+
+/* fs.protected_symlinks, whether it is set or not: a link in a sticky directory where all
+ * may write is followed if the target owns the link, or the directory's owner does. */
 static bool may_follow(const struct walk *w, const struct stat *link)
 {
 	struct stat dir;
 
-	if (link->st_uid == w->request->fsuid)
+	if (same_owner(w, link->st_uid, w->fsuid))
 		return true;
 	if (fstat(w->at, &dir) < 0)
 		return false;
-	return (dir.st_mode & (S_ISVTX | S_IWOTH)) != (S_ISVTX | S_IWOTH) || dir.st_uid == link->st_uid;
+	return (dir.st_mode & (S_ISVTX | S_IWOTH)) != (S_ISVTX | S_IWOTH) || same_owner(w, dir.st_uid, link->st_uid);
 }
 
-static int follow(struct walk *w, const struct component *c, const struct stat *link)
+/* fd: the link itself, so that what was looked at is what is read. */
+static int read_link(const struct walk *w, const char *name, int fd, char *ret_text, size_t size)
+{
+	ssize_t n;
+
+	if (in_proc(w->at))
+		return read_proc_link(w, name, ret_text, size);
+	n = readlinkat(fd, "", ret_text, size);
+	return n < 0 ? -errno : (int)n;
+}
+
+static int follow(struct walk *w, const struct component *c, int fd, const struct stat *link)
 {
 	char text[PATH_MAX + 1], rest[sizeof(w->rest)];
 	int n;
@@ -237,10 +259,9 @@ static int follow(struct walk *w, const struct component *c, const struct stat *
 		return ELOOP;
 	if (c->last && !may_follow(w, link))
 		return EACCES;
-	n = in_proc(w->at) ? read_proc_link(w, c->name, text, sizeof(text) - 1) :
-			     (int)readlinkat(w->at, c->name, text, sizeof(text) - 1);
+	n = read_link(w, c->name, fd, text, sizeof(text) - 1);
 	if (n < 0)
-		return in_proc(w->at) ? -n : errno;
+		return -n;
 	if (n == 0)
 		return ENOENT;
 	text[n] = 0;
@@ -287,9 +308,17 @@ static int pass(struct walk *w, const struct component *c)
 		return go_down(w, fd);
 	if (errno != ENOTDIR)
 		return errno;
-	if (fstatat(w->at, c->name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+	/* O_DIRECTORY came first: only with it the kernel mounts what is mounted on demand. */
+	fd = openat(w->at, c->name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
 		return errno;
-	r = S_ISLNK(st.st_mode) ? follow(w, c, &st) : ENOTDIR;
+	if (fstat(fd, &st) < 0)
+		r = errno;
+	else if (S_ISDIR(st.st_mode))
+		return go_down(w, fd);
+	else
+		r = S_ISLNK(st.st_mode) ? follow(w, c, fd, &st) : ENOTDIR;
+	close(fd);
 	return r;
 }
 
@@ -320,8 +349,8 @@ static int judge(const struct walk *w, const struct component *c, int fd, const 
 	/* fs.protected_regular and _fifos, whether they are set or not. */
 	if (fstat(w->at, &dir) < 0)
 		return errno;
-	if (dir.st_mode & S_ISVTX && dir.st_mode & (S_IWOTH | S_IWGRP) && st->st_uid != dir.st_uid &&
-	    st->st_uid != w->request->fsuid)
+	if (dir.st_mode & S_ISVTX && dir.st_mode & (S_IWOTH | S_IWGRP) && !same_owner(w, st->st_uid, dir.st_uid) &&
+	    !same_owner(w, st->st_uid, w->fsuid))
 		return EACCES;
 	return 0;
 }
@@ -331,6 +360,7 @@ static int arrive_at_directory(struct walk *w, struct psc_found *ret)
 	if (w->request->flags & O_CREAT)
 		return w->request->flags & O_EXCL ? EEXIST : EISDIR;
 	ret->fd = psc_take_fd(w->at);
+	ret->mode = S_IFDIR;
 	return 0;
 }
 
@@ -340,6 +370,7 @@ static int to_be_made(struct walk *w, const struct component *c, struct psc_foun
 		return ENOENT;
 	ret->fd = psc_take_fd(w->at);
 	ret->creates = true;
+	ret->mode = S_IFDIR;
 	memcpy(ret->name, c->name, sizeof(ret->name));
 	return 0;
 }
@@ -363,7 +394,7 @@ static int arrive(struct walk *w, const struct component *c, struct psc_found *r
 		if (flags & O_CREAT && flags & O_EXCL)
 			return EEXIST;
 		if (c->slash || !(flags & O_NOFOLLOW))
-			return follow(w, c, &st);
+			return follow(w, c, fd, &st);
 		if (flags & O_DIRECTORY)
 			return ENOTDIR;
 		if (!(flags & O_PATH))
@@ -373,6 +404,12 @@ static int arrive(struct walk *w, const struct component *c, struct psc_found *r
 	if (r)
 		return r;
 	ret->fd = psc_take_fd(fd);
+	ret->mode = st.st_mode;
+	ret->device = st.st_rdev;
+	if (!S_ISDIR(st.st_mode)) {
+		ret->parent = psc_take_fd(w->at);
+		memcpy(ret->name, c->name, sizeof(ret->name));
+	}
 	return 0;
 }
 
@@ -399,15 +436,15 @@ static int begin(struct walk *w, int root, int start)
 		return errno;
 	memcpy(w->rest, q->path, sizeof(q->path));
 	if (q->path[0] != '/')
-		/* Inside procfs no name tells any more what depends on namespaces. */
-		return in_proc(start) && !q->same_namespaces ? EPERM : 0;
+		/* Inside procfs no name tells any more what depends on the namespace. */
+		return in_proc(start) && !q->same_pid_namespace ? EPERM : 0;
 	return q->resolve & RESOLVE_BENEATH ? EXDEV : restart(w, w->root);
 }
 
 int psc_walk(const struct psc_open_request *request, int root, int start, struct psc_found *ret_found)
 {
 	_cleanup_free_ struct walk *w = calloc(1, sizeof(*w));
-	struct psc_found found = { .fd = -1 };
+	struct psc_found found = { .fd = -1, .parent = -1 };
 	struct component c;
 	int r;
 
@@ -415,6 +452,8 @@ int psc_walk(const struct psc_open_request *request, int root, int start, struct
 		return ENOMEM;
 	w->request = request;
 	w->at = -1;
+	w->fsuid = (uid_t)setfsuid((uid_t)-1);
+	w->sees_all_owners = !(request->enters & 1u << PSC_NS_USER);
 	r = begin(w, root, start);
 	while (r == 0 && found.fd < 0) {
 		r = take_component(w, &c);

@@ -2133,8 +2133,7 @@ cdef class Opening:
     cdef cpsc.psc_opening opening
 
     def __cinit__(self):
-        self.opening.object = -1
-        self.opening.socket = -1
+        self.opening.object = self.opening.parent = self.opening.socket = self.opening.process = -1
 
     def __dealloc__(self):
         if not _forbidden & (END_CLOSE | END_MUNMAP | END_FUTEX):
@@ -2151,6 +2150,24 @@ cdef class Opening:
     @property
     def name(self) -> bytes | None:
         return <bytes>self.opening.name if self.opening.creates else None
+
+    def within(self, int opener, int directory, bytes path) -> int:
+        """1, 0 or -errno; with a path, of that directory, which is open for this call only."""
+        cdef const char *c_path = NULL
+        cdef int r = 0, opened = -1
+        if path is not None:
+            c_path = path
+        if self.opening.socket < 0:
+            raise ValueError("this opening is over")
+        with nogil:
+            if c_path != NULL:
+                r = cpsc.psc_directory_open(c_path, &opened)
+                directory = opened
+            if r == 0:
+                r = cpsc.psc_opening_within(opener, &self.opening, directory)
+            if opened >= 0:
+                close(opened)
+        return r
 
     def finish(self) -> tuple[int, int]:
         cdef int fd = -1, r

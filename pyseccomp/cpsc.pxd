@@ -613,13 +613,17 @@ cdef extern from "linux/seccomp.h" nogil:
 cdef extern from "psc.h" nogil:
     cdef struct psc_opening:
         int object
+        int parent
         int socket
+        int process
         bint creates
         uint64_t flags
         uint64_t timeout_ns
         char name[256]
     int psc_opener_start(const char *path, int *ret_socket)
     int psc_open_begin(int opener, psc_inbox *inbox, const psc_event *event, uint64_t timeout_ns, psc_opening *ret_opening)
+    int psc_opening_within(int opener, const psc_opening *opening, int directory)
+    int psc_directory_open(const char *path, int *ret_fd)
     int psc_open_finish(psc_opening *opening, int *ret_fd)
     void psc_opening_destroy(psc_opening *opening)
 

@@ -2,16 +2,19 @@
 
 To look at the path of a notified ``openat`` and then allow it decides nothing: the path can change in between, and what it
 leads to as well. Here the file is opened for the target, and the target gets the descriptor. The path means what it means
-to the target (its root, directory and dirfd, its ``/proc/self``), rights are the target's (user, groups, capabilities,
-umask), and the object is found first, without any effect on it. Decide by what was found (:attr:`Opening.path`, ``fstat`` of
-:attr:`Opening.object`), never by what the target wrote; exactly that is then opened.
+to the target (its root, directory and dirfd, its ``/proc/self``). The rights are the target's: all of its ids, groups,
+capabilities in its user namespace, its namespaces, no_new_privs, the label of a security module and umask are taken on first.
+The object is found next, without any effect on it. Decide by what was found (:meth:`Opening.is_within`, ``fstat`` of
+:attr:`Opening.object`), never by a path; exactly that is then opened.
 
-It is done by a small process of the core, one for this process, that is started with the first call. Where the user of
-the target is another than this process's, that takes CAP_SETUID, CAP_SETGID and the right to ptrace it.
+A small process of the core does this, one for this process, that is started with the first call. It makes a process for
+each call. Where the ids or namespaces of the target are others than this process's, it needs CAP_SETUID, CAP_SETGID or
+CAP_SYS_ADMIN, and this process needs the right to ptrace the target. What cannot be taken on refuses the call.
 
 ``csrc/psc.h`` ("opening") lists what differs from the kernel: magic links of procfs (``/proc/self/fd/N``, ``/dev/stdin``)
-are ELOOP, ``/dev/tty`` is ENXIO, FIFOs without O_NONBLOCK are EOPNOTSUPP, and so is O_PATH, which the kernel lets nobody
-hand over; Landlock domains and LSM labels of the target are not taken on.
+are ELOOP, ``/dev/tty`` is ENXIO, FIFOs without O_NONBLOCK are EOPNOTSUPP, and so is O_PATH, which the kernel does not hand
+over. Devices are refused to a target whose cgroup may have a device policy that this process has not, but for
+``/dev/null`` and its like. The target's Landlock domains cannot be seen and are not taken on: do not combine them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pyseccomp import _core
 from pyseccomp.embed import get_guardian
@@ -39,17 +42,27 @@ if TYPE_CHECKING:
     from pyseccomp.notify import Notification
 
 StrPath = str | os.PathLike[str]
+Directory = StrPath | int
 
 _TRIES = 32
 
 _WHY = {
     errno.EOPNOTSUPP: "it is not open, openat, openat2 or creat",
-    errno.EPERM: "this process may not look into the task (ptrace), or may not take its user, groups and capabilities on "
-    "(CAP_SETUID, CAP_SETGID)",
+    errno.EPERM: "this process may not look into the task (ptrace), or the process that opens may not take on its ids, groups "
+    "and capabilities (CAP_SETUID, CAP_SETGID), or lacks a capability of the task without which the kernel denied it",
+    errno.EXDEV: "the process that opens may not enter the namespaces of the task (CAP_SYS_ADMIN)",
+    errno.EACCES: "the process that opens may not take on the security label of the task (/proc/PID/attr/current)",
+    errno.ENODEV: "it is a device, and the task is in another cgroup, whose device policy would not be asked",
+    errno.ECHILD: "the sysctl fs.suid_dumpable is 1 or cannot be read, so that the task could trace the process that opens; set it "
+    "to 0 or 2",
+    errno.ECANCELED: "the process that opens for the task was killed, perhaps by the task itself",
     errno.ESRCH: "the task cannot be seen from this pid namespace",
     errno.E2BIG: "the task has more than 1024 groups",
     errno.ETIMEDOUT: "a file system did not answer in time",
 }
+
+
+_NOT_PERMITTED = {errno.EPERM, errno.EXDEV, errno.EACCES, errno.ENODEV, errno.ECHILD}
 
 
 class _Opener:
@@ -130,21 +143,54 @@ class Opening(Owned):
 
     @property
     def path(self) -> str:
-        """Where that is now, as the kernel names it to this process (readlink of /proc/self/fd).
+        """A name for messages, which decides nothing: where that is now, as the kernel names it (readlink of /proc/self/fd).
 
-        For a target in a chroot that is below its root; for one with other mounts, a path among those. A file without
-        a name any more ends with " (deleted)".
+        It is a text of the target's mounts: a target that can mount, or that has a detached tree (open_tree), gives any
+        object any path. Decide by :meth:`is_within`. For a target in a chroot the path is below its root. A file without
+        a name any more ends with " (deleted)"; a path of 4096 bytes and more is "(too long)".
         """
-        found = os.readlink(f"/proc/self/fd/{self.object}")
+        try:
+            found = os.readlink(f"/proc/self/fd/{self.object}")
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return "(too long)"
         name = self._opening.name
         return found if name is None else os.path.join(found, os.fsdecode(name))
+
+    def is_within(self, directory: Directory) -> bool:
+        """Tell whether the object, or the directory in which it is to be made, is ``directory`` or below it.
+
+        That is judged by identity. A directory on the way up from the object must be ``directory`` by device and inode,
+        and the names from there must lead to the same object again in the mounts of this process, without links. So
+        mounts of the target count for nothing. The target's mount may not be laxer (read-only, noexec, nodev,
+        nosuid) than the one that this process sees. Of hard links, the name that the target used is judged. An unlinked
+        object is nowhere below. A rename after this call changes nothing: what was judged is what is opened.
+
+        Args:
+            directory: an absolute path as this process sees it, without links in it: of a container's target, the
+                directory of the host that the container shows under whatever name. A target must not be able to rename
+                a part of this path. Or a descriptor of a directory, which stays yours: below it counts what its own
+                mounts show; one that was opened through ``/proc/PID/root`` has the mounts of that process.
+
+        Raises:
+            ValueError: the path is not absolute, or the opening is over.
+            NotPermittedError, NotificationError, KernelError: the directory cannot be opened (ELOOP: a link is in its path),
+                or a file system did not answer in time.
+        """
+        self._check_open("is_within")
+        path, fd = _directory(directory)
+        r = self._opening.within(_opener.get(), fd, path)
+        if r < 0:
+            _raise_within(-r, self._what, directory)
+        return bool(r)
 
     def finish(self) -> int:
         """Open it, truncate or make it as was asked; a descriptor of this process, CLOEXEC and yours to close.
 
         Raises:
             OpenDeniedError: the kernel denied it to the target's rights; ``errno`` is for the target. EAGAIN may also
-                mean that a file to be made was made by somebody else since: begin again.
+                mean that another process has made the file since: begin again.
         """
         self._check_open("finish")
         r, fd = self._opening.finish()
@@ -168,6 +214,29 @@ class _MadeMeanwhileError(OpenDeniedError):
 Allowed = Callable[[Opening], object]
 
 
+def _directory(directory: Directory) -> tuple[bytes | None, int]:
+    """The path or the descriptor, the other one None or -1."""
+    if isinstance(directory, int):
+        if directory < 0:
+            raise ValueError(f"a descriptor of a directory is not negative, got {directory}")
+        return None, directory
+    path = os.fsencode(directory)
+    if not os.path.isabs(path):
+        raise ValueError(f"within is an absolute path or a descriptor, got {os.fspath(directory)!r}")
+    if b"\0" in path:
+        raise ValueError(f"a path has no NUL in it, got {os.fspath(directory)!r}")
+    return path, -1
+
+
+def _raise_within(error: int, what: str, directory: Directory) -> NoReturn:
+    where = f"{what}: whether it is within {directory!r}"
+    if error in (errno.ETIMEDOUT, errno.ECANCELED):
+        raise NotificationError(error, f"{where}: {_WHY[error]}")
+    hint = "; give the path without links (os.path.realpath), or a descriptor" if error == errno.ELOOP else ""
+    kind = NotPermittedError if error in (errno.EPERM, errno.EACCES) else KernelError
+    raise kind(error, f"{where}: {os.strerror(error)}{hint}")
+
+
 def _check(r: int, what: str) -> None:
     if r > 0:
         raise OpenDeniedError(r, f"{what}: {os.strerror(r)}")
@@ -176,7 +245,7 @@ def _check(r: int, what: str) -> None:
     why = _WHY.get(-r, os.strerror(-r))
     if -r == errno.EOPNOTSUPP:
         raise UnsupportedError(-r, f"{what}: {why}")
-    if -r == errno.EPERM:
+    if -r in _NOT_PERMITTED:
         raise NotPermittedError(-r, f"{what}: {why}")
     if -r in _WHY:
         raise NotificationError(-r, f"{what}: {why}")
@@ -210,43 +279,43 @@ def begin_open(n: Notification, *, timeout: float = 5.0) -> Opening:
 
 
 def open_for(
-    n: Notification, *, allowed: Allowed | None = None, within: StrPath | None = None, timeout: float = 5.0
+    n: Notification, *, allowed: Allowed | None = None, within: Directory | None = None, timeout: float = 5.0
 ) -> int:
     """Open for the target what it asked for; a descriptor of this process, CLOEXEC and yours to close.
 
     Args:
         allowed: called with the :class:`Opening`; what is not true denies with EACCES. It may raise OpenDeniedError.
-        within: a directory, absolute and without links as this process sees it: what is not below is denied.
+        within: a directory; what :meth:`Opening.is_within` tells to be neither it nor below it is denied.
+        timeout: seconds that a file system may take, in each step.
 
-    Raises: as :func:`begin_open` and :meth:`Opening.finish`. The call still waits for an answer then.
+    Raises: as :meth:`Opening.is_within`, :func:`begin_open` and :meth:`Opening.finish`. The call still waits for an answer then.
     """
     return _open(n, allowed, within, timeout)[0]
 
 
-def _open(n: Notification, allowed: Allowed | None, within: StrPath | None, timeout: float) -> tuple[int, int]:
+def _open(n: Notification, allowed: Allowed | None, within: Directory | None, timeout: float) -> tuple[int, int]:
     """The descriptor, and the flags of the call."""
-    limit = None if within is None else os.fspath(within)
-    if limit is not None and not os.path.isabs(limit):
-        raise ValueError(f"within is an absolute path, got {limit!r}")
+    if within is not None:
+        _directory(within)
     for _ in range(_TRIES):
         with begin_open(n, timeout=timeout) as opening:
-            if (limit is not None and not _below(opening, limit)) or (allowed is not None and not allowed(opening)):
+            if (within is not None and not opening.is_within(within)) or (allowed is not None and not allowed(opening)):
                 raise OpenDeniedError(errno.EACCES, f"open for task {n.pid}: {opening.path!r} is not allowed")
             try:
                 return opening.finish(), opening.flags
             except _MadeMeanwhileError:
                 continue
-    raise OpenDeniedError(errno.EAGAIN, f"open for task {n.pid}: others make and remove that file all the time")
+    raise OpenDeniedError(errno.EAGAIN, f"open for task {n.pid}: other processes make and remove that file all the time")
 
 
 def emulate_open(
-    n: Notification, *, allowed: Allowed | None = None, within: StrPath | None = None, timeout: float = 5.0
+    n: Notification, *, allowed: Allowed | None = None, within: Directory | None = None, timeout: float = 5.0
 ) -> None:
     """Answer a trapped open, openat, openat2 or creat: open the file for the target and give it the descriptor.
 
     A function for ``Responder.on``. What may not be opened fails as the kernel would have it, what ``allowed`` and
     ``within`` exclude with EACCES; see :func:`open_for`. If it could not be tried, the call fails with EPERM and the error
-    is raised. A call that is over meanwhile is nobody's loss.
+    is raised. If the call is over meanwhile, nothing is left to answer.
     """
     try:
         fd, flags = _open(n, allowed, within, timeout)
@@ -276,8 +345,3 @@ def emulate_open(
 def _deny(n: Notification, error: int) -> None:
     with contextlib.suppress(NotificationGoneError):
         n.deny(error)
-
-
-def _below(opening: Opening, limit: str) -> bool:
-    path = opening.path
-    return path == limit or path.startswith(limit.rstrip("/") + "/")

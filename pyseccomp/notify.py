@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from pyseccomp import _core, compat_notify, emulate, syscalls
-from pyseccomp.emulate import Allowed, StrPath
+from pyseccomp.emulate import Allowed, Directory
 from pyseccomp.errors import ReceiveTimeoutError
 from pyseccomp.responder import Responder
 
@@ -102,7 +102,7 @@ class Notification(_core.Event, metaclass=_NotificationType):
             raise ValueError(f"target_fd is a file descriptor number or None, got {target_fd}")
         return self._add_fd(number, -1 if target_fd is None else target_fd, cloexec, send)
 
-    def open(self, *, allowed: Allowed | None = None, within: StrPath | None = None, timeout: float = 5.0) -> int:
+    def open(self, *, allowed: Allowed | None = None, within: Directory | None = None, timeout: float = 5.0) -> int:
         """Open for the target what it asked for by open, openat, openat2 or creat; see :mod:`pyseccomp.emulate`.
 
         Returns a descriptor of this process, CLOEXEC and yours to close; ``add_fd(fd, send=True)`` hands it over.

@@ -16,7 +16,7 @@ static int walk(int start, const char *path, struct psc_found *ret)
 
 	assert(root >= 0 && strlen(path) < sizeof(q.path));
 	strcpy(q.path, path);
-	*ret = (struct psc_found){ .fd = -1 };
+	*ret = (struct psc_found){ .fd = -1, .parent = -1 };
 	r = psc_walk(&q, root, start < 0 ? root : start, ret);
 	assert((r == 0) == (ret->fd >= 0));
 	close(root);
@@ -30,6 +30,7 @@ static int outcome(int start, const char *path)
 	int r = walk(start, path, &found);
 
 	psc_close_fd(&found.fd);
+	psc_close_fd(&found.parent);
 	return r;
 }
 
@@ -59,6 +60,7 @@ static void self_is_the_target(void)
 	snprintf(wanted, sizeof(wanted), "/proc/%d/task/%d/status", getppid(), getppid());
 	assert(strcmp(name, wanted) == 0);
 	close(found.fd);
+	psc_close_fd(&found.parent);
 	assert(outcome(-1, "/proc/self/exe") == ELOOP);
 	/* Ourselves by our number or by self: not there. */
 	q.pid[0] = q.tid[0] = getpid();
@@ -71,10 +73,10 @@ static void what_depends_on_namespaces_is_denied_from_others(void)
 
 	assert(proc_sys >= 0);
 	assert(outcome(-1, "/proc/sys/kernel/hostname") == 0 && outcome(proc_sys, "kernel") == 0);
-	q.same_namespaces = false;
+	q.same_pid_namespace = false;
 	assert(outcome(-1, "/proc/sys/kernel/hostname") == EPERM && outcome(proc_sys, "kernel") == EPERM);
 	assert(outcome(-1, "/proc/version") == 0);
-	q.same_namespaces = true;
+	q.same_pid_namespace = true;
 	close(proc_sys);
 }
 
@@ -106,6 +108,7 @@ static void what_is_to_be_made_is_a_name_in_a_directory(void)
 	assert(walk(-1, "/tmp/../tmp/psc-no-such-file", &found) == 0);
 	assert(found.creates && strcmp(found.name, "psc-no-such-file") == 0);
 	close(found.fd);
+	psc_close_fd(&found.parent);
 	assert(outcome(-1, "/tmp/psc-no-such-dir/x") == ENOENT && outcome(-1, "/tmp/psc-no-such-file/") == EISDIR);
 	assert(outcome(-1, "/tmp") == EISDIR && outcome(-1, "/") == EISDIR);
 	q.flags = 0;
@@ -118,8 +121,7 @@ int main(void)
 	if (stat("/proc/self", &proc) < 0)
 		return 77;
 	q.proc_dev = proc.st_dev;
-	q.same_namespaces = true;
-	q.fsuid = geteuid();
+	q.same_pid_namespace = true;
 	own_entry_does_not_exist();
 	self_is_the_target();
 	what_depends_on_namespaces_is_denied_from_others();
