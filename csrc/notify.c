@@ -77,6 +77,23 @@ int psc_notify_valid(int fd, uint64_t id)
 	return r;
 }
 
+/* A signal that interrupts ADDFD with FLAG_SEND is not undone by the kernel: the call is answered already, by 0 and
+ * without a descriptor, and the caller hears of an interruption. So no signal is let through, those of libc included.
+ * The target is in its call and takes the descriptor at once. */
+static int addfd_undisturbed(int fd, struct seccomp_notif_addfd *add)
+{
+	sigset_t all, before;
+	int r;
+
+	memset(&all, 0xff, _NSIG / 8);
+	r = (int)psc_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, _NSIG / 8);
+	if (r < 0)
+		return r;
+	r = psc_listener_control(fd, SECCOMP_IOCTL_NOTIF_ADDFD, add);
+	(void)!psc_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, _NSIG / 8);
+	return r;
+}
+
 int psc_notify_addfd(int fd, uint64_t id, int source, int at, unsigned int flags)
 {
 	struct seccomp_notif_addfd add = {
@@ -88,7 +105,8 @@ int psc_notify_addfd(int fd, uint64_t id, int source, int at, unsigned int flags
 		.newfd_flags = flags & PSC_ADDFD_CLOEXEC ? O_CLOEXEC : 0,
 	};
 
-	return psc_listener_control(fd, SECCOMP_IOCTL_NOTIF_ADDFD, &add);
+	return flags & PSC_ADDFD_SEND ? addfd_undisturbed(fd, &add) :
+					psc_listener_control(fd, SECCOMP_IOCTL_NOTIF_ADDFD, &add);
 }
 
 /* In one step where the kernel can (5.14), else in two.

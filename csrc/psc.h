@@ -634,7 +634,7 @@ enum psc_addfd_flags {
 
 /* Put a copy of source into the target's table, at number at, or at the lowest
  * free one if at is -1. Returns the number. Waits until the target has taken it.
- * -EINTR: signal; nothing was added. -EMFILE, -EBADF: target's limit, source.
+ * -EINTR: signal; nothing was added. With PSC_ADDFD_SEND signals wait. -EMFILE, -EBADF: target's limit, source.
  * -EINPROGRESS: already answered. */
 PSC_MUST_CHECK int psc_notify_addfd(int fd, uint64_t id, int source, int at, unsigned int flags);
 

@@ -216,6 +216,30 @@ def test_bad_pointers_and_structures_fail_as_in_the_kernel(tree: Path) -> None:
     assert native[:12] + native[13:] == wanted[:12] + wanted[13:]
 
 
+def test_signals_of_the_supervisor_lose_no_descriptor(tree: Path) -> None:
+    """An interrupted ADDFD that answers as well had answered by 0: the target took its standard input for the file."""
+    count = rounds(300)
+
+    def target() -> list[int]:
+        path, wrong = bytes(tree / "file"), []
+        for _ in range(count):
+            fd = openat(path)
+            if fd <= 2 or os.read(fd, 20) != b"of the tree":
+                wrong.append(fd)
+            os.close(fd) if fd > 2 else None
+        return wrong
+
+    def supervisor() -> Any:
+        came: list[int] = []
+        signal.signal(signal.SIGALRM, lambda *_: came.append(1))
+        signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+        wrong = emulated(target)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return wrong, len(came) > 10
+
+    assert in_child(supervisor) == ([], True)
+
+
 def test_the_descriptor_closes_on_exec_if_the_call_says_so(tree: Path) -> None:
     def target() -> list[bool]:
         path = bytes(tree / "file")
