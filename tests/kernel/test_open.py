@@ -289,7 +289,7 @@ def test_the_opener_itself_cannot_be_opened(tree: Path) -> None:
         entry = Path(opening.path).parts[2]
         with contextlib.suppress(OSError):
             # The opener's child waits for this decision. Root may look into the opener itself, which leads a session.
-            if Path(f"/proc/{entry}/comm").read_text() == "psc-opener\n" and (os.geteuid() or os.getsid(int(entry)) != int(entry)):
+            if is_opener(entry) and (os.geteuid() or os.getsid(int(entry)) != int(entry)):
                 met.append(opening.path)
         return False
 
@@ -341,14 +341,19 @@ def test_a_file_system_that_does_not_answer_times_out(tree: Path) -> None:
         os.close(n.open())
 
 
+def is_opener(entry: str) -> bool:
+    """By name, and by program as far as that may be seen: other trees of this project may be tested at the same time."""
+    if Path(f"/proc/{entry}/comm").read_text() != "psc-opener\n":
+        return False
+    return os.geteuid() != 0 or os.readlink(f"/proc/{entry}/exe") == os.path.realpath(get_guardian())
+
+
 def openers() -> list[int]:
     """The processes that open for this one: every one whose socket's peer is ours; here, by name and session."""
     found = []
     for entry in os.listdir("/proc"):
         with contextlib.suppress(OSError):
-            if entry.isdigit() and Path(f"/proc/{entry}/comm").read_text() == "psc-opener\n" and state(int(entry)) != "Z":
-                if os.geteuid() == 0 and os.readlink(f"/proc/{entry}/exe") != os.path.realpath(get_guardian()):
-                    continue
+            if entry.isdigit() and is_opener(entry) and state(int(entry)) != "Z":
                 if os.getsid(int(entry)) == int(entry) and int(entry) not in _foreign:
                     found.append(int(entry))
     return found
