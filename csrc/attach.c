@@ -332,6 +332,8 @@ static int attach(struct psc_job *job)
 	int r = look(job);
 
 	if (r == 0)
+		r = psc_job_check_elf(job);
+	if (r == 0)
 		r = try_rights(job);
 	if (r == 0)
 		r = prepare(job);

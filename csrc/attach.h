@@ -74,6 +74,13 @@ void psc_job_give_up(struct psc_job *job);
  * what the kernel says of each now. NULL: no memory. */
 struct psc_thread_outcome *psc_outcomes_report(const struct psc_thread_outcome *mapped, size_t n, int pidfd);
 
+/* Of the stopped threads, before the first is changed: refuse if the program has no rules for
+ * the architecture of one, unless options->foreign_arch. */
+PSC_MUST_CHECK int psc_job_check_arch(struct psc_job *job);
+
+/* The same by its program file, before the first stop. */
+PSC_MUST_CHECK int psc_job_check_elf(struct psc_job *job);
+
 /* Of threads whose filters differ, before the first is changed: refuse if one is a worker. */
 PSC_MUST_CHECK int psc_job_check_workers(struct psc_job *job);
 

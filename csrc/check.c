@@ -36,6 +36,46 @@ int psc_job_look(struct psc_job *job, pid_t tid, struct psc_task_state *ret_task
 	return 0;
 }
 
+static int refuse_foreign(struct psc_job *job, pid_t tid, uint32_t audit_arch)
+{
+	job->result->tid = tid;
+	job->result->audit_arch = audit_arch;
+	return psc_job_refuse(job, PSC_REFUSED_FOREIGN, -ENOEXEC);
+}
+
+int psc_job_check_arch(struct psc_job *job)
+{
+	const struct psc_attach_options *options = job->options;
+	uint32_t known = 0;
+
+	for (size_t i = 0; !options->foreign_arch && i < job->visit.n; i++) {
+		const struct psc_tracee *tracee = &job->visit.tracees[i];
+		struct psc_calls calls;
+
+		if (tracee->state != PSC_TRACEE_STOPPED)
+			continue;
+		calls = psc_calls_of_regs(&tracee->regs);
+		if (calls.audit_arch == known)
+			continue;
+		if (psc_program_is_foreign(options->insns, options->len, calls.audit_arch, calls.first, calls.last))
+			return refuse_foreign(job, tracee->tid, calls.audit_arch);
+		known = calls.audit_arch;
+	}
+	return 0;
+}
+
+int psc_job_check_elf(struct psc_job *job)
+{
+	const struct psc_attach_options *options = job->options;
+	struct psc_calls calls;
+
+	/* Unknown where the caller may not read the file, or while the process executes another. */
+	if (options->foreign_arch || psc_calls_of_elf(job->before.machine, job->before.elf_class, &calls) < 0 ||
+	    !psc_program_is_foreign(options->insns, options->len, calls.audit_arch, calls.first, calls.last))
+		return 0;
+	return refuse_foreign(job, job->before.pid, calls.audit_arch);
+}
+
 /* TSYNC alone gives a worker a filter: an injected call would wait for ever. */
 int psc_job_check_workers(struct psc_job *job)
 {
@@ -170,6 +210,8 @@ int psc_job_check(struct psc_job *job)
 		return psc_job_refuse(job, PSC_REFUSED_GONE, -ESRCH);
 	commit.abi = psc_abi_of(&tracee->regs);
 	r = check_threads(job);
+	if (r == 0)
+		r = psc_job_check_arch(job);
 	if (r == 0)
 		r = psc_restart_check_stopped(job);
 	if (r == 0)

@@ -247,7 +247,9 @@ int psc_job_commit(struct psc_job *job)
 
 	if (!tracee)
 		return psc_job_refuse(job, PSC_REFUSED_GONE, -ESRCH);
-	r = job->manager ? psc_restart_check_stopped(job) : 0;
+	r = job->manager ? psc_job_check_arch(job) : 0;
+	if (r == 0 && job->manager)
+		r = psc_restart_check_stopped(job);
 	if (r == 0)
 		r = make_outcomes(job);
 	if (r < 0)

@@ -61,6 +61,10 @@ PSC_MUST_CHECK int psc_program_check(const struct sock_filter *insns, size_t len
  * are looked at, a "return A" counts as yes. */
 bool psc_program_notifies(const struct sock_filter *insns, size_t len);
 
+/* Does the program have no rules for an architecture, of the calls numbered first to last: all get
+ * the one answer for unknown architectures, which is not to allow, while others get others? */
+bool psc_program_is_foreign(const struct sock_filter *insns, size_t len, uint32_t audit_arch, uint32_t first, uint32_t last);
+
 /* --------------------------------------------------------------- interpret */
 
 /* What a program answers to one call. executed: instructions run, the return
@@ -276,6 +280,7 @@ enum psc_refusal {
 	PSC_REFUSED_RESTART,	     /* thread tid resumes its call by restart_syscall, which the program forbids:
 					filters cannot be suspended (-EACCES), or it is in a group-stop (-EAGAIN) */
 	PSC_REFUSED_WORKER,	     /* threads differ in filters, and tid is an io_uring worker, where nothing can be injected */
+	PSC_REFUSED_FOREIGN,	     /* the program has no rules for thread tid's architecture, see audit_arch */
 };
 
 enum psc_no_new_privs { PSC_NO_NEW_PRIVS_NEVER, PSC_NO_NEW_PRIVS_ALWAYS, PSC_NO_NEW_PRIVS_AUTO };
@@ -287,6 +292,7 @@ struct psc_attach_options {
 	uint32_t flags;		/* SECCOMP_FILTER_FLAG_LOG, _WAIT_KILLABLE_RECV */
 	enum psc_no_new_privs no_new_privs;
 	bool leader_only;	/* the main thread alone, not the others */
+	bool foreign_arch;	/* attach though the program has no rules for the target's architecture */
 	bool in_thread;		/* inject from a thread of ours, not a process (YAMA scope 1) */
 	uint64_t timeout_ns;	/* for all of it; an injection that has begun is given a second at least */
 };
@@ -1047,6 +1053,7 @@ struct psc_guardian_message {
 	bool kill;		  /* at the deadline: kill, not activate */
 	bool inject;		  /* WATCH: it must be possible to inject. DONE of WATCH: whether it is */
 	bool leader_only;
+	bool foreign_arch;	  /* as of struct psc_attach_options */
 	struct psc_answer answer; /* PSC_HOLD: wait for PSC_GUARDIAN_RECLAIM */
 	int64_t deadline;	  /* CLOCK_MONOTONIC ns, -1: none. The manager's death is one too, if there is any */
 	uint64_t timeout_ns;

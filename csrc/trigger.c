@@ -149,9 +149,10 @@ static int seize_target(struct psc_trigger *trigger)
 	psc_visit_stop_timer(visit);
 	if (r == 0 && !psc_job_choose(&trigger->job))
 		r = -ESRCH;
+	r = r < 0 ? psc_job_stop_failed(&trigger->job, r) : trigger->event == ON_EXEC ? 0 : psc_job_check_arch(&trigger->job);
 	if (r < 0) {
 		psc_visit_release(visit);
-		return psc_job_stop_failed(&trigger->job, r);
+		return r;
 	}
 	set_options(visit, PTRACE_O_EXITKILL | wanted[trigger->event]);
 	psc_visit_resume(visit);

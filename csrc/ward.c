@@ -76,6 +76,7 @@ static void try_once(struct psc_work *work)
 		.flags = work->options.flags,
 		.no_new_privs = (enum psc_no_new_privs)work->options.no_new_privs,
 		.leader_only = work->options.leader_only,
+		.foreign_arch = work->options.foreign_arch,
 		.timeout_ns = work->options.timeout_ns,
 	};
 

@@ -66,6 +66,12 @@ def program_notifies(const uint8_t[::1] program) -> bool:
     return cpsc.psc_program_notifies(insns, n)
 
 
+def program_is_foreign(const uint8_t[::1] program, uint32_t arch, uint32_t first, uint32_t last) -> bool:
+    cdef size_t n = 0
+    cdef const cpsc.sock_filter *insns = _insns(program, &n)
+    return cpsc.psc_program_is_foreign(insns, n, arch, first, last)
+
+
 def run_program(const uint8_t[::1] program, int nr, uint32_t arch, uint64_t ip, args) -> tuple[int, int]:
     cdef size_t n = 0
     cdef cpsc.seccomp_data data
@@ -442,7 +448,7 @@ def install_knows_flags(uint32_t flags) -> bool:
 
 
 def attach(int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_privs, bint leader_only, bint in_thread,
-           uint64_t timeout_ns) -> tuple:
+           uint64_t timeout_ns, bint foreign_arch) -> tuple:
     cdef size_t n = 0
     cdef cpsc.psc_attach_options options
     cdef cpsc.psc_attach_result result
@@ -454,6 +460,7 @@ def attach(int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_pri
     options.flags = flags
     options.no_new_privs = <cpsc.psc_no_new_privs>no_new_privs
     options.leader_only = leader_only
+    options.foreign_arch = foreign_arch
     options.in_thread = in_thread
     options.timeout_ns = timeout_ns
     with nogil:
@@ -462,7 +469,7 @@ def attach(int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_pri
 
 
 def attach_group(int pidfd, int cgroup, const uint8_t[::1] program, uint32_t flags, int no_new_privs, bint in_thread,
-                 uint64_t timeout_ns, bint skip, bint by_parent=False) -> tuple:
+                 uint64_t timeout_ns, bint skip, bint foreign_arch, bint by_parent=False) -> tuple:
     cdef size_t n = 0, i
     cdef cpsc.psc_group_options options
     cdef cpsc.psc_group_result result
@@ -474,6 +481,7 @@ def attach_group(int pidfd, int cgroup, const uint8_t[::1] program, uint32_t fla
     options.attach.flags = flags
     options.attach.no_new_privs = <cpsc.psc_no_new_privs>no_new_privs
     options.attach.in_thread = in_thread
+    options.attach.foreign_arch = foreign_arch
     options.attach.timeout_ns = timeout_ns
     options.cgroup = cgroup
     options.skip = skip
@@ -515,7 +523,8 @@ cdef class Trigger:
     cdef readonly tuple refused
 
     def __init__(
-        self, int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_privs, uint64_t timeout_ns, str event="exec"
+        self, int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_privs, uint64_t timeout_ns, bint foreign_arch,
+        str event="exec"
     ):
         cdef size_t n = 0
         cdef bint forks = event != "exec", process_too = event == "fork-all"
@@ -529,6 +538,7 @@ cdef class Trigger:
         options.flags = flags
         options.no_new_privs = <cpsc.psc_no_new_privs>no_new_privs
         options.timeout_ns = timeout_ns
+        options.foreign_arch = foreign_arch
         with nogil:
             if forks:
                 r = cpsc.psc_trigger_arm_fork(&options, process_too, &self._trigger, &result)
@@ -1835,7 +1845,7 @@ def guardian_start(bytes path) -> int:
 
 def guardian_send(int socket, fds, uint32_t kind, uint32_t serial, uint32_t ward=0, bint guarded=False, bint kill=False,
                   bint inject=False, bint leader_only=False, Answer answer=None, int64_t deadline=-1, uint64_t timeout_ns=0,
-                  uint32_t flags=0, uint32_t no_new_privs=0) -> None:
+                  uint32_t flags=0, uint32_t no_new_privs=0, bint foreign_arch=False) -> None:
     cdef cpsc.psc_guardian_message m
     cdef int c_fds[cpsc.PSC_GUARDIAN_FDS]
     cdef size_t n = len(fds)
@@ -1847,7 +1857,7 @@ def guardian_send(int socket, fds, uint32_t kind, uint32_t serial, uint32_t ward
     memset(&m, 0, sizeof(m))
     m.kind, m.serial, m.ward, m.guarded, m.kill = kind, serial, ward, guarded, kill
     m.inject, m.leader_only, m.deadline, m.timeout_ns = inject, leader_only, deadline, timeout_ns
-    m.flags, m.no_new_privs = flags, no_new_privs
+    m.flags, m.no_new_privs, m.foreign_arch = flags, no_new_privs, foreign_arch
     if answer is not None:
         m.answer = answer.answer
     with nogil:

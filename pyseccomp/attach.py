@@ -30,6 +30,7 @@ from pyseccomp.errors import (
 from pyseccomp.owned import LETTING_GO, Owned, close_fds
 from pyseccomp.program import Program
 from pyseccomp.query import HasPid, State, TaskState, query
+from pyseccomp.syscalls import Arch
 
 if TYPE_CHECKING:
     from pyseccomp.filter import Filter
@@ -392,6 +393,7 @@ class Attachment(Owned):
             "pidfd": self._pidfd,
         }
         if self.pid == os.getpid():
+            check_arch(self._filter, Arch.native(), "attach to oneself as a gate")
             before = query(pidfd=self._pidfd)
             flags |= _FLAG_TSYNC if self.threads == "all" else 0
             no_new_privs = {False: 0, True: 1, "auto": -1}[self.no_new_privs]
@@ -614,6 +616,7 @@ def attach_self(program: Program, flags: int, attachment: Attachment) -> Install
     """Load the program for the calling process; no ptrace."""
     flags |= _FLAG_TSYNC if attachment.threads == "all" else 0
     flags |= _FLAG_NEW_LISTENER if program.notifies else 0
+    check_arch(attachment._filter, Arch.native(), "attach to oneself")
     before = query(pidfd=attachment.pidfd)
     mode = {False: 0, True: 1, "auto": -1}[attachment.no_new_privs]
     try:
@@ -657,24 +660,25 @@ def attach_raw(program: Program, flags: int, attachment: Attachment) -> Raw:
         attachment.threads == "one",
         gate.yama_scope() == 1 and not gate.has_capability(gate.SYS_PTRACE),
         int(attachment.timeout * 1e9),
+        attachment._filter.foreign_arch == "allow",
     )
 
 
 def arm(
-    program: Program, flags: int, pidfd: int, no_new_privs: bool | str, timeout: float, event: str = "exec"
+    program: Program, flags: int, pidfd: int, no_new_privs: bool | str, timeout: float, foreign_arch: bool, event: str = "exec"
 ) -> _core.Trigger:
     """Arm the core's trigger."""
-    return _core.Trigger(pidfd, bytes(program), flags, NO_NEW_PRIVS[no_new_privs], int(timeout * 1e9), event)
+    return _core.Trigger(pidfd, bytes(program), flags, NO_NEW_PRIVS[no_new_privs], int(timeout * 1e9), foreign_arch, event)
 
 
 def installed(raw: Raw, attachment: Attachment) -> Installed:
     """Make a result, or raise the refusal, of what the core answered."""
-    r, refusal, tid, tracer, _, listener, _, nnp, suspended, stop_ns, residue, threads = raw
+    r, refusal, tid, tracer, _, listener, arch, nnp, suspended, stop_ns, residue, threads = raw
     listeners = tuple(fd for fd in (listener, *(t[3] for t in threads)) if fd >= 0)
     if r < 0:
         for fd in listeners:
             os.close(fd)
-        error = explain(refusal, -r, attachment.pid, tid, tracer, tuple(t[0] for t in threads), attachment.timeout)
+        error = explain(refusal, -r, attachment.pid, tid, tracer, tuple(t[0] for t in threads), attachment.timeout, arch)
         if nnp:
             error.add_note("no_new_privs was set in the target before the kernel refused, and stays set")
         if residue:
@@ -702,7 +706,7 @@ def may_suspend_filters() -> bool:
 
 
 def explain(
-    refusal: int, error: int, pid: int, tid: int, tracer: int, done: tuple[int, ...], timeout: float
+    refusal: int, error: int, pid: int, tid: int, tracer: int, done: tuple[int, ...], timeout: float, arch: int = 0
 ) -> AttachError | UnsupportedError | KernelError:
     """Make the error that says what was refused, why, and what to do. refusal: enum psc_refusal."""
     what = f"attach to pid {pid}"
@@ -812,6 +816,8 @@ def explain(
                 "worker, which makes no injected call; nothing was changed; try again when no request is in flight (idle workers end "
                 "after some seconds), or use threads='one'",
             )
+        case 24:
+            return AttachError(error, f"{what}: {_foreign(thread, Arch.of(arch) if arch else None)}", tid=tid)
         case 18:
             return AttachError(error, f"{what}: no descriptor is free here for its listener ({os.strerror(error)}); raise RLIMIT_NOFILE")
         case 15 | 16 | 17:
@@ -856,6 +862,20 @@ def _why_no_thread(error: int) -> str:
         case errno.EOPNOTSUPP:
             return "the filter, or one that it has, does not let a thread end (exit)"
     return f"it can make no thread ({os.strerror(error)})"
+
+
+def _foreign(task: str, arch: Arch | None) -> str:
+    name, also = ("an architecture", "") if arch is None else (f"{arch.value},", f", {arch.value!r}")
+    return (
+        f"{task} runs on {name} for which the program has no rules, so every call would get its answer for unknown architectures; "
+        f"cover it by Policy(arches=[...{also}]), or set Filter.foreign_arch = 'allow' if that is meant; nothing was changed"
+    )
+
+
+def check_arch(filter: Filter, arch: Arch | None, what: str, task: str = "it") -> None:
+    """Refuse a filter without rules for a task's architecture, unless :attr:`Filter.foreign_arch` allows it; None: not known."""
+    if arch is not None and filter.foreign_arch == "refuse" and not filter.program.covers(arch):
+        raise AttachError(errno.ENOEXEC, f"{what}: {_foreign(task, arch)}")
 
 
 def _why_not_permitted(pid: int) -> str:

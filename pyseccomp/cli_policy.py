@@ -14,7 +14,7 @@ from pyseccomp.actions import Action
 from pyseccomp.errors import PolicyError
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
-from pyseccomp.syscalls import Arch, ArchLike
+from pyseccomp.syscalls import Arch, ArchLike, local_arches
 
 MAX_FILE = 16 << 20
 _TOLD = 8
@@ -77,14 +77,18 @@ def source(options: argparse.Namespace) -> Policy | Program:
 
 
 def build(options: argparse.Namespace) -> Policy:
-    """Make the policy of the single rules that the options give, for the architecture that they name (this machine's)."""
+    """Make the policy of the single rules that the options give, for the architecture that they name.
+
+    They name none: for all whose programs can run here; a number is then one of this machine's own.
+    """
     arch = getattr(options, "arch", None)
     if not options.rules and not options.default:
         raise PolicyError("no policy: give --policy FILE, or rules such as --deny mkdirat=EPERM --notify openat")
-    policy = Policy(_default(options.default or "allow", arch), arch)
+    policy = Policy(_default(options.default or "allow", arch), local_arches() if arch is None else arch)
     for option, text in options.rules or ():
         for name in _names(option, text):
-            policy.add(_action(option, text, arch), int(name) if name.isdigit() else name)
+            action = _action(option, text, arch)
+            policy.add(action, int(name), arch=Arch.of(arch)) if name.isdigit() else policy.add(action, name)
     return policy
 
 

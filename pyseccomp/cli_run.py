@@ -23,7 +23,7 @@ from pyseccomp.errors import SeccompError, TargetGoneError
 from pyseccomp.filter import Filter
 from pyseccomp.group import GroupAttachment
 from pyseccomp.notify import Notification
-from pyseccomp.popen import Popen
+from pyseccomp.popen import Popen, check_command
 from pyseccomp.responder import Answer, Responder, deny
 from pyseccomp.triggers import ForkAttachment
 
@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     policy = cli_policy.source(options)
     answers = responder(options, options.quiet)
     with cli_leave.ending_signals(signal.SIGTERM, signal.SIGHUP), Filter(policy) as filter:
+        check_command(filter, options.argv, {})
         try:
             status = _run_from_exec(options.argv, filter, answers) if options.on == "exec" else _run_filtered(options.argv, filter, answers)
         except cli_leave.Ended as ended:

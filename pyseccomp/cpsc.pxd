@@ -26,6 +26,7 @@ cdef extern from "psc.h" nogil:
         const char *reason
     int psc_program_check(const sock_filter *insns, size_t len, psc_program_fault *ret_fault)
     bint psc_program_notifies(const sock_filter *insns, size_t len)
+    bint psc_program_is_foreign(const sock_filter *insns, size_t len, uint32_t audit_arch, uint32_t first, uint32_t last)
 
     # interpret
     cdef struct psc_decision:
@@ -110,6 +111,7 @@ cdef extern from "psc.h" nogil:
         uint32_t flags
         psc_no_new_privs no_new_privs
         bint leader_only
+        bint foreign_arch
         bint in_thread
         uint64_t timeout_ns
     cdef struct psc_thread_outcome:
@@ -466,6 +468,7 @@ cdef extern from "psc.h" nogil:
         bint kill
         bint inject
         bint leader_only
+        bint foreign_arch
         psc_answer answer
         int64_t deadline
         uint64_t timeout_ns

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from pyseccomp import _core, checkpoint, gate, group, names, park
+from pyseccomp import _core, checkpoint, executable, gate, group, names, park
 from pyseccomp.attach import (
+    check_arch,
     NO_NEW_PRIVS,
     Attachment,
     AttachmentState,
@@ -43,6 +44,7 @@ from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.query import State, know_from, query
 from pyseccomp.responder import Answer, Callback, Responder
+from pyseccomp.syscalls import Arch
 from pyseccomp.triggers import TRIGGERS, Event, Watch, is_event
 
 _SLOT = struct.Struct("=I")
@@ -90,6 +92,10 @@ class Filter(Owned, Receiver):
     attached with on_supervisor_death="hold", after this process's death; it is taken with the first attachment that has a
     guardian, and given back when nothing is left under it.
 
+    foreign_arch: "refuse" does not attach to tasks of an architecture for which the program has no rules (:meth:`Program.covers`),
+    where every call would get the answer for unknown ones, ``bad_arch`` of a Policy, mostly a kill; "allow" does, as meant. A task that
+    executes a program of another architecture later gets that answer in either case.
+
     responder: its rules that registers alone decide become part of the program (:mod:`pyseccomp.offload`), so that those
     calls never wait for anybody; serve by the same responder for the rest. It takes no more rules then.
 
@@ -99,6 +105,8 @@ class Filter(Owned, Receiver):
 
     _fd = -1
     _name: str | None = None
+    foreign_arch: Literal["refuse", "allow"] = "refuse"
+    """What becomes of an attach to a task of an architecture that the program lacks."""
     _responder: Responder | None = None
     _unrestored: tuple[str, ...] = ()
 
@@ -111,9 +119,13 @@ class Filter(Owned, Receiver):
         wait_killable: bool | None = None,
         spec_allow: bool | None = None,
         name: str | None = None,
+        foreign_arch: Literal["refuse", "allow"] = "refuse",
     ) -> None:
         if name is not None:
             names.check(name)
+        if foreign_arch not in ("refuse", "allow"):
+            raise ValueError(f"Filter: foreign_arch is 'refuse' or 'allow', got {foreign_arch!r}")
+        self.foreign_arch = foreign_arch
         program = policy.compile() if isinstance(policy, Policy) else policy
         if not isinstance(program, Program):
             raise TypeError(f"Filter() takes a Policy or a Program, got {type(program).__name__}")
@@ -561,6 +573,8 @@ class Filter(Owned, Receiver):
             return self._attach_parked(pid, fd, active, threads, no_new_privs, timeout, deadline, on_deadline)
         kind = Attachment if activate_on is None else TRIGGERS[activate_on]
         try:
+            if not active:
+                check_arch(self, executable.arch_of(query(pidfd=fd).arch), f"attach to pid {pid}")
             attachment = kind(self, pid, fd, threads, no_new_privs, timeout)
         except BaseException:
             os.close(fd)
@@ -621,6 +635,7 @@ class Filter(Owned, Receiver):
                 raise UnsupportedError(
                     errno.EOPNOTSUPP, f"attach to pid {pid}: a process parks itself: send it the filter, or use mode='inject' or 'gate'"
                 )
+            check_arch(self, Arch.native(), "park this process")
             if active or threads != "all":
                 raise ValueError("attach: mode='park' waits to be activated, in all threads: active=False, threads='all'")
             attachment._begin()
@@ -706,6 +721,7 @@ class Filter(Owned, Receiver):
             timeout_ns=int(attachment.timeout * 1e9),
             flags=self._load_flags(),
             no_new_privs=NO_NEW_PRIVS[attachment.no_new_privs],
+            foreign_arch=self.foreign_arch == "allow",
         )
         attachment._ward, attachment._death = ward, answer
 

@@ -24,7 +24,6 @@ NONE, INACTIVE, ACTIVE, PAUSED = range(4)  # enum psc_gate_state
 
 SYS_PTRACE, SYS_ADMIN = 19, 21
 
-_COMPAT = {"x86_64": ("x86", "x32"), "aarch64": ("arm",)}
 _VDSO = ("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu")
 _FINAL = ("exit", "exit_group")
 _ELSEWHERE = ("exec", "fork", "fork-all")
@@ -78,10 +77,9 @@ def resolve_trigger(activate_on: object) -> list[tuple[int, int]]:
         )
     if activate_on in _FINAL:
         raise ValueError(f"attach: activate_on={activate_on!r}: the task ends with that call, nothing is left to filter")
-    native = Arch.of(None)
+    native, *others = syscalls.local_arches()
     found = [(native.token, syscalls.resolve(activate_on, native))]
-    for name in _COMPAT.get(native.name, ()):
-        arch = Arch.of(name)
+    for arch in others:
         try:
             found.append((arch.token, syscalls.resolve(activate_on, arch)))
         except LookupError:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Outcome = Literal["filtered", "gone", "skipped", "refused", "failed", "unchanged"]
 
-_INJECTOR, _CALLER, _FROZEN, _NO_THREAD = 12, 15, 19, 21  # enum psc_refusal
+_INJECTOR, _CALLER, _FROZEN = 12, 15, 19  # enum psc_refusal
 _BECAME: tuple[Outcome, ...] = ("unchanged", "filtered", "gone", "skipped", "failed")  # enum psc_became
 
 
@@ -204,7 +204,7 @@ class GroupAttachment(Attachment):
 
     def _explain_member(self, raw: Raw) -> AttachError | UnsupportedError | KernelError:
         try:
-            return explain(raw[1], -raw[0], raw[4], raw[2], raw[3], tuple(t[0] for t in raw[11]), self.timeout)
+            return explain(raw[1], -raw[0], raw[4], raw[2], raw[3], tuple(t[0] for t in raw[11]), self.timeout, raw[6])
         except TargetGoneError as error:  # it could not be asked for more any more
             return error
 
@@ -212,7 +212,7 @@ class GroupAttachment(Attachment):
         self, r: int, refusal: int, blamed: int, members: list[tuple[int, int, Raw]], results: tuple[MemberOutcome, ...]
     ) -> AttachError | UnsupportedError | KernelError:
         error: AttachError | UnsupportedError | KernelError
-        if blamed >= 0 and (refusal < _CALLER or refusal in (_FROZEN, _NO_THREAD)):
+        if blamed >= 0 and (refusal < _CALLER or refusal >= _FROZEN):
             error = self._explain_member(members[blamed][2])
         else:
             error = self._explain_all(-r, refusal)
@@ -312,6 +312,7 @@ def _attach(filter: Filter, group: GroupAttachment) -> _Group:
         gate.yama_scope() == 1 and not gate.has_capability(gate.SYS_PTRACE),
         int(group.timeout * 1e9),
         group.on_error == "skip",
+        filter.foreign_arch == "allow",
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pyseccomp.attach import Attachment
+from pyseccomp import executable
+from pyseccomp.attach import Attachment, check_arch
 from pyseccomp.triggers import Spawn
 
 if TYPE_CHECKING:
@@ -20,6 +22,11 @@ def _check(activate_on: str) -> None:
         raise ValueError(f"Popen: activate_on is 'exec', got {activate_on!r}; for other moments start it, then Filter.attach()")
 
 
+def check_command(filter: Filter, args: Any, options: Mapping[str, Any]) -> None:
+    """Refuse a program of an architecture for which the filter has no rules, where that can be known. For this package only."""
+    check_arch(filter, executable.arch_of_command(args, options), "start a program under a filter", "the program")
+
+
 class Popen(subprocess.Popen[Any]):
     """A :class:`subprocess.Popen` whose program is under a filter from its first instruction.
 
@@ -30,6 +37,9 @@ class Popen(subprocess.Popen[Any]):
 
     When the program cannot be filtered it is killed before its first instruction, and the error raised. The listener of
     a filter that notifies is there on return.
+
+    A program of an architecture for which the filter has no rules is not started (see :attr:`Filter.foreign_arch`): its first call
+    would mostly be its end. Scripts count as their interpreters; what only the start shows is not noticed.
 
     Raises as subprocess.Popen; UnsupportedError where this process may not be traced; AttachError.
     """
@@ -51,6 +61,7 @@ class Popen(subprocess.Popen[Any]):
         if filter is None:
             super().__init__(args, *positional, **options)
             return
+        check_command(filter, args, options)
         spawn = Spawn(filter, no_new_privs, timeout)
         try:
             super().__init__(args, *positional, **options)
@@ -87,6 +98,7 @@ async def create_subprocess_exec(
     _check(activate_on)
     if filter is None:
         return await asyncio.create_subprocess_exec(*args, **options)
+    check_command(filter, args, options)
     spawn = Spawn(filter, no_new_privs, timeout)
     try:
         process = await asyncio.create_subprocess_exec(*args, **options)

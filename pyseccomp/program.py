@@ -127,6 +127,18 @@ class Program:
             [head, f"#ifndef {guard}", f"#define {guard}", "", "#include <linux/filter.h>", "", body, *rows, "};", "", "#endif", ""]
         )
 
+    def covers(self, arch: ArchLike = None) -> bool:
+        """Tell whether the program has rules for an architecture (None: this machine's).
+
+        False: whatever is called there, it gives one and the same answer, that for architectures that it does not know, and this does
+        not allow; others get other answers. A program that never looks at the architecture covers all.
+        """
+        where = Arch.of(arch)
+        first, last = {Arch.X86_64: (0, syscalls.X32_BIT - 1), Arch.X32: (syscalls.X32_BIT, 2 * syscalls.X32_BIT - 1)}.get(
+            where, (0, (1 << 32) - 1)
+        )
+        return not _core.program_is_foreign(self._bytes, where.token, first, last)
+
     def simulate(
         self, syscall: str | int, args: Sequence[int] = (), arch: ArchLike = None, ip: int = 0
     ) -> Decision:

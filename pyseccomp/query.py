@@ -249,13 +249,14 @@ def _build(process: tuple[int, int, int, int, bool, bool, list[_core.Task]]) -> 
         state=state,
         threads=threads,
         uid=tasks[0][8],
-        arch=_arch(machine, elf_class),
+        arch=arch_name(machine, elf_class),
         start_time=start_time,
         kernel_thread=kernel_thread,
     )
 
 
-def _arch(machine: int, elf_class: int) -> str | None:
+def arch_name(machine: int, elf_class: int) -> str | None:
+    """Name the architecture of an ELF file; None: not known. For this package only."""
     if not machine:
         return None
     if machine == 62 and elf_class == _ELFCLASS32:

@@ -248,3 +248,12 @@ def names(arch: ArchLike = None) -> list[str]:
     """Return the names of all calls of an architecture, in alphabetical order."""
     where = Arch.of(arch)
     return [_NAMES[i] for i in sorted(indexes_of((where,)))]
+
+
+def local_arches() -> tuple[Arch, ...]:
+    """Return the ABIs whose programs can run here: the native one, and those beside it."""
+    native = Arch.native()
+    return (native, *_COMPAT.get(native, ()))
+
+
+_COMPAT: Final = {Arch.X86_64: (Arch.X86, Arch.X32), Arch.AARCH64: (Arch.ARM,)}

@@ -32,10 +32,9 @@ from pyseccomp.owned import Owned
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.results import Failures
-from pyseccomp.syscalls import Arch
+from pyseccomp.syscalls import Arch, local_arches
 
 RING: Final = 1 << 21
-_COMPAT: Final = {Arch.X86_64: (Arch.X86, Arch.X32), Arch.AARCH64: (Arch.ARM,)}
 _HEAD: Final = struct.Struct("=IiqIi6Q")
 _CAPTURE: Final = struct.Struct("=BBH")
 _RETURN_NOTIFY: Final = struct.pack("=HBBI", 6, 0, 0, int(NOTIFY))
@@ -43,12 +42,6 @@ _BEGIN: Final = ("execve", "execveat")
 _END: Final = ("exit", "exit_group")
 _CLASSES: Final = {"%network": "@network-io", "%net": "@network-io", "%process": "@process", "%ipc": "@ipc", "%signal": "@signal"}
 _GATHER: Final = 0.005
-
-
-def local_arches() -> tuple[Arch, ...]:
-    """Return the ABIs whose programs can run here: the native one, and those beside it."""
-    native = Arch.native()
-    return (native, *_COMPAT.get(native, ()))
 
 
 def arch_of(token: int, nr: int) -> Arch:

@@ -23,7 +23,7 @@ _CANCELED = -errno.ECANCELED
 
 def _arm(filter: Filter, pidfd: int, no_new_privs: bool | Literal["auto"], timeout: float, event: str = "exec") -> _core.Trigger:
     filter._check_open("attach")
-    return arm(filter.program, filter._load_flags(), pidfd, no_new_privs, timeout, event)
+    return arm(filter.program, filter._load_flags(), pidfd, no_new_privs, timeout, filter.foreign_arch == "allow", event)
 
 
 class TriggeredAttachment(Attachment):

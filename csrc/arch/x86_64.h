@@ -52,6 +52,24 @@ static const struct psc_abi psc_abi_i386 = {
 	AUDIT_ARCH_I386, false, 192, 91, 6, 172, 175, 354, 0, 256, 319, 177, -1, -1, 120, 1, 162, 267, 407, 168, 240, 422,
 };
 
+/* What a task calls: its token, and the range of its numbers, which x32 tasks have for themselves. */
+struct psc_calls {
+	uint32_t audit_arch, first, last;
+};
+
+/* Of a program file. -ENOEXEC: it cannot run here. */
+static inline int psc_calls_of_elf(unsigned int machine, unsigned int elf_class, struct psc_calls *ret_calls)
+{
+	if (machine == 62 /* EM_X86_64 */)
+		*ret_calls = elf_class == 1 /* ELFCLASS32 */ ? (struct psc_calls){ AUDIT_ARCH_X86_64, 0x40000000, 0x7fffffff } :
+							       (struct psc_calls){ AUDIT_ARCH_X86_64, 0, 0x3fffffff };
+	else if (machine == 3 /* EM_386 */)
+		*ret_calls = (struct psc_calls){ AUDIT_ARCH_I386, 0, UINT32_MAX };
+	else
+		return -ENOEXEC;
+	return 0;
+}
+
 /* Would a ptrace-stop interrupt this call with ERESTART_RESTARTBLOCK? Sleeps until an absolute
  * time and futex waits without a timeout are simply made again. */
 static inline bool psc_abi_restarts(const struct psc_abi *abi, long nr, const uint64_t args[6])
@@ -80,6 +98,13 @@ struct psc_regs {
 static inline const struct psc_abi *psc_abi_of(const struct psc_regs *regs)
 {
 	return regs->r.cs == 0x23 ? &psc_abi_i386 : &psc_abi_x86_64;
+}
+
+/* Of a thread, by the mode that it runs in now. x32 tasks do not differ there from others. */
+static inline struct psc_calls psc_calls_of_regs(const struct psc_regs *regs)
+{
+	return psc_abi_of(regs)->wide ? (struct psc_calls){ AUDIT_ARCH_X86_64, 0, UINT32_MAX } :
+					(struct psc_calls){ AUDIT_ARCH_I386, 0, UINT32_MAX };
 }
 
 static inline long psc_regs_get(pid_t tid, struct psc_regs *ret)
