@@ -330,7 +330,9 @@ def test_query_dump_and_explain_on_the_command_line(tmp_path: Path) -> None:
         said = cli("explain", subject.pid, "mkdir", 0, "0o777")
         assert cli("explain", subject.pid, "openat", "AT_FDCWD", 0, "O_WRONLY|O_CREAT").endswith("ALLOW\n")
         assert "is no argument" in cli("explain", subject.pid, "mkdir", "O_NONSENSE", status=1)
-        assert "mode == 0777: yes" in said and "<- decides" in said and said.endswith("the kernel answers: ERRNO(13)\n")
+        assert "mode == 0777: yes" in said and "<- decides" in said and said.endswith("the kernel answers: ERRNO(13) EACCES\n")
+        there = cli("explain", subject.pid, "openat", "AT_FDCWD", 0, "O_DIRECTORY", "--arch", "aarch64")
+        assert there.endswith("the kernel answers: KILL_PROCESS\n")
     with victim(build_victim("idle")) as bare:
         assert "carries no filter" in cli("dump", bare.pid, "-o", tmp_path / "x", status=1)
         assert "there is no filter" in cli("explain", bare.pid, "mkdir")
