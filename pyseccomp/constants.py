@@ -99,8 +99,7 @@ def kernel() -> str:
 
 @functools.lru_cache(4096)
 def _value(name: str, port: str) -> int | None:
-    text = _file().all.get(name)
-    return None if text is None else _file().value(text, port)
+    return _file().value(_file().all[name], port)
 
 
 def find(name: str, arch: ArchLike = None) -> int | None:
@@ -109,7 +108,7 @@ def find(name: str, arch: ArchLike = None) -> int | None:
     >>> hex(find("O_DIRECT", "x86_64")), hex(find("O_DIRECT", "aarch64"))
     ('0x4000', '0x10000')
     """
-    return _value(name, Arch.of(arch).value)
+    return _value(name, Arch.of(arch).value) if name in _file().all else None
 
 
 def names(kind: Kind | None = None) -> Iterator[str]:
