@@ -225,7 +225,7 @@ def _show(kind: str, value: int, arch: Arch) -> str | None:
     return _choice(kind, value, arch) if kind in _CHOICES or kind == "ioctl" else None
 
 
-_NOT_OPEN: Final = ("pipe2", "dup3", "epoll_create1", "timerfd_create", "inotify_init1", "eventfd2", "signalfd4")
+_NOT_OPEN: Final = ("pipe2", "dup3", "epoll_create1", "timerfd_create", "inotify_init1", "eventfd2", "signalfd4", "userfaultfd")
 
 
 @functools.cache
@@ -236,6 +236,19 @@ def _signatures() -> dict[str, tuple[str, ...]]:
             name, *kinds = text.split()
             found[name] = tuple("fdflags" if kind == "open" and name in _NOT_OPEN else kind for kind in kinds)
     return found
+
+
+_OTHERWISE: Final[dict[Arch, dict[str, tuple[str, ...]]]] = {
+    **dict.fromkeys((Arch.S390, Arch.S390X), {"clone": ("ptr", "clone", "ptr", "ptr", "hex"), "mmap": ("ptr",)}),
+    **dict.fromkeys((Arch.X86, Arch.M68K), {"mmap": ("ptr",)}),
+}
+"""Calls whose arguments an architecture has in another order, or in memory."""
+
+
+def _signature(call: str, arch: Arch | None) -> tuple[str, ...] | None:
+    """Return the kinds of a call's arguments, None if they are not described."""
+    return (_OTHERWISE.get(arch, {}) if arch is not None else {}).get(call) or _signatures().get(call)
+
 
 
 _NAMES: Final = {
@@ -274,7 +287,7 @@ def argument(calls: Collection[str], index: int, arch: Arch | None = None) -> tu
     >>> name, show(1, False), show(0o101, True)
     ('flags', 'O_WRONLY', 'O_WRONLY|O_CREAT')
     """
-    kinds = {_kind(call, index) for call in calls}
+    kinds = {_kind(call, index, arch) for call in calls}
     if len(kinds) != 1 or kinds == {None} or index == 6:
         return ("ip" if index == 6 else f"arg{index}"), plain
     kind = kinds.pop()
@@ -297,9 +310,9 @@ def argument(calls: Collection[str], index: int, arch: Arch | None = None) -> tu
     return _NAMES[kind], show
 
 
-def _kind(call: str, index: int) -> str | None:
+def _kind(call: str, index: int, arch: Arch | None) -> str | None:
     """What kind an argument is, if it has a name and no other argument of that call has the same."""
-    kinds = _signatures().get(call, ())
+    kinds = _signature(call, arch) or ()
     if index >= len(kinds) or kinds[index] not in _NAMES:
         return None
     name = _NAMES[kinds[index]]
@@ -370,7 +383,7 @@ def _pointed(kind: str, value: int, memory: tuple[bytes, bool] | None, arch: Arc
 
 def format_call(name: str, arch: Arch, args: tuple[int, ...], memory: Memory) -> str:
     """Write a call as strace would at its entry: ``openat(AT_FDCWD, "/etc/passwd", O_RDONLY|O_CLOEXEC)``."""
-    kinds = _signatures().get(name)
+    kinds = _signature(name, arch)
     if kinds is None:
         shown = [hex(value) for value in args]
     else:

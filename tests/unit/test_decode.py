@@ -82,6 +82,14 @@ def test_programs_text_names_constants_and_is_read_back(arch):
     assert "if flags & O_DIRECTORY:\n      ERRNO(1) EPERM\n" in rules
 
 
+def test_arguments_that_an_architecture_has_elsewhere():
+    assert shown("clone", "s390x", 0x1000, 0x100) == "clone(0x1000, CLONE_VM, NULL, NULL, 0)"
+    assert shown("mmap", "x86", 0xFFFF0000, 1, 2) == "mmap(0xffff0000)"
+    assert shown("userfaultfd", "x86_64", 0x80001) == "userfaultfd(O_CLOEXEC|0x1)"
+    assert decode.argument(["clone"], 0, ps.Arch.S390X)[0] == "arg0"
+    assert decode.argument(["clone"], 0, ps.Arch.X86_64)[0] == "flags"
+
+
 def test_shared_tails_are_given_no_names_of_one_call():
     policy = ps.Policy(ps.ALLOW, "x86_64")
     for call in ("dup2", "kill"):  # the second argument is a descriptor, a signal
