@@ -232,7 +232,7 @@ static int try_rights(struct psc_job *job)
 	snprintf(path, sizeof(path), "/proc/%d/task", job->visit.tgid);
 	job->visit.tasks = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (job->visit.tasks < 0)
-		return psc_job_refuse(job, PSC_REFUSED_GONE, -ESRCH);
+		return psc_job_refuse(job, PSC_REFUSED_GONE, errno == ENOENT ? -ESRCH : -errno);
 	snprintf(path, sizeof(path), "/proc/%d/mem", live_thread(job));
 	job->visit.mem = open(path, O_RDWR | O_CLOEXEC);
 	if (job->visit.mem < 0)
@@ -252,7 +252,7 @@ static int prepare(struct psc_job *job)
 	job->image_size = sizeof(*job->image) + options->len * sizeof(*options->insns);
 	job->image = malloc(job->image_size);
 	if (!job->image)
-		return psc_job_refuse(job, PSC_REFUSED_KERNEL, -ENOMEM);
+		return psc_job_refuse(job, PSC_REFUSED_INJECTOR, -ENOMEM);
 	memcpy(job->image->insns, options->insns, options->len * sizeof(*options->insns));
 	/* Not found or not to be read now, in the middle of an exec perhaps: the
 	 * injector looks again when everybody stands still. */
@@ -343,7 +343,7 @@ static int attach(struct psc_job *job)
 		return r;
 	r = run_injector(job);
 	if (job->result->threads && report(job) < 0 && r == 0)
-		r = psc_job_refuse(job, PSC_REFUSED_KERNEL, -ENOMEM);
+		r = psc_job_refuse(job, PSC_REFUSED_INJECTOR, -ENOMEM);
 	return r;
 }
 

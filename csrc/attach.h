@@ -42,9 +42,18 @@ struct psc_job {
 	int outcome;		     /* 0 or -errno, with result->refusal */
 };
 
+/* What looks like a target that is gone or forbidden is neither if a call of ours failed for want of something. */
+static inline enum psc_refusal psc_refusal_of(enum psc_refusal why, int error)
+{
+	bool about_target = why == PSC_REFUSED_GONE || why == PSC_REFUSED_PERMISSION || why == PSC_REFUSED_CGROUP ||
+			    why == PSC_REFUSED_INJECTOR;
+
+	return about_target && psc_is_shortage(error) ? PSC_REFUSED_DESCRIPTORS : why;
+}
+
 static inline int psc_job_refuse(struct psc_job *job, enum psc_refusal why, int error)
 {
-	job->result->refusal = why;
+	job->result->refusal = psc_refusal_of(why, error);
 	return error;
 }
 

@@ -234,7 +234,7 @@ static int make_outcomes(struct psc_job *job)
 	long map = psc_sys(SYS_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 
 	if (map < 0 && map > -4096)
-		return psc_job_refuse(job, PSC_REFUSED_KERNEL, -ENOMEM);
+		return psc_job_refuse(job, PSC_REFUSED_INJECTOR, -ENOMEM);
 	job->result->threads = (struct psc_thread_outcome *)map;
 	return 0;
 }

@@ -36,7 +36,7 @@
 int psc_group_refuse(struct psc_group *group, struct psc_member *member, enum psc_refusal why, int error)
 {
 	group->blamed = member;
-	group->refusal = why;
+	group->refusal = psc_refusal_of(why, error);
 	group->refused = true;
 	group->outcome = error;
 	if (member)
@@ -124,7 +124,11 @@ static int open_tasks(struct psc_member *member)
 /* It stands: who is it? Its number is its own until it is released. */
 static int welcome(struct psc_group *group, struct psc_member *member)
 {
-	if (!psc_job_choose(&member->job) || (group->options->cgroup < 0 && !psc_group_is_descendant(group, member))) {
+	int belongs = group->options->cgroup < 0 ? psc_group_is_descendant(group, member) : 1;
+
+	if (belongs < 0)
+		return psc_group_refuse(group, member, PSC_REFUSED_INJECTOR, belongs);
+	if (!psc_job_choose(&member->job) || !belongs) {
 		forget(group, member);
 		return 0;
 	}

@@ -53,7 +53,8 @@ struct psc_member *psc_group_find(const struct psc_group *group, pid_t pid);
  * group->found. -errno: refused. */
 PSC_MUST_CHECK int psc_group_scan(struct psc_group *group);
 
-/* Does the stopped member belong to the tree, so that its number was not used again since it was seen? */
-bool psc_group_is_descendant(const struct psc_group *group, const struct psc_member *member);
+/* 1: the stopped member belongs to the tree; its number was not used again since it was found. 0: it does not.
+ * -errno: it could not be looked at. */
+PSC_MUST_CHECK int psc_group_is_descendant(const struct psc_group *group, const struct psc_member *member);
 
 #endif

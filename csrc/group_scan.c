@@ -58,6 +58,19 @@ static int identify(pid_t pid, struct identity *ret)
 	return 0;
 }
 
+/* Only these say that a process has ended. A scan that could not look at a process is not complete, and must not
+ * pass for one: the process would stay without the filter. */
+static bool is_gone(int error)
+{
+	return error == -ENOENT || error == -ESRCH;
+}
+
+/* 0 for the end of a process or thread; refuse for any other error. */
+static int unless_gone(struct psc_group *group, int error)
+{
+	return error >= 0 || is_gone(error) ? 0 : psc_group_refuse(group, NULL, PSC_REFUSED_INJECTOR, error);
+}
+
 static struct psc_member *make_member(struct psc_group *group, pid_t pid, pid_t parent)
 {
 	long map = psc_sys(SYS_mmap, 0, sizeof(struct psc_member), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
@@ -89,6 +102,7 @@ static int meet(struct psc_group *group, pid_t pid)
 {
 	struct psc_member *member;
 	struct identity identity;
+	int r;
 
 	if (pid <= 0 || pid >= PSC_PID_LIMIT)
 		return psc_group_refuse(group, NULL, PSC_REFUSED_OUTSIDE, -EXDEV);
@@ -96,12 +110,14 @@ static int meet(struct psc_group *group, pid_t pid)
 		return psc_group_refuse(group, NULL, PSC_REFUSED_CALLER, -EDEADLK);
 	member = group->by_pid[pid];
 	if (!member) {
-		if (identify(pid, &identity) < 0 || identity.kernel_thread ||
-		    (identity.alone && strchr("ZXx", identity.state)))
+		r = identify(pid, &identity);
+		if (r < 0)
+			return unless_gone(group, r);
+		if (identity.kernel_thread || (identity.alone && strchr("ZXx", identity.state)))
 			return 0;
 		member = make_member(group, pid, identity.parent);
 		if (!member)
-			return psc_group_refuse(group, NULL, PSC_REFUSED_KERNEL, -ENOMEM);
+			return psc_group_refuse(group, NULL, PSC_REFUSED_INJECTOR, -ENOMEM);
 		group->found++;
 	}
 	member->seen = group->scans;
@@ -149,7 +165,7 @@ static int scan_thread(struct psc_group *group, struct psc_visit *visit, pid_t t
 		return fd == -ESRCH ? 0 : psc_group_refuse(group, NULL, PSC_REFUSED_INJECTOR, (int)fd);
 	r = meet_all(group, (int)fd);
 	psc_sys(SYS_close, fd);
-	return group->refused ? r : 0;
+	return group->refused ? r : unless_gone(group, r);
 }
 
 /* Of one that was left out not all threads are known. */
@@ -157,7 +173,7 @@ static int scan_all_threads(struct psc_group *group, struct psc_visit *visit)
 {
 	char buffer[2048] __attribute__((aligned(8)));
 	int r = 0;
-	long n;
+	long n = 0;
 
 	psc_sys(SYS_lseek, visit->tasks, 0, SEEK_SET);
 	while (r == 0 && (n = psc_sys(SYS_getdents64, visit->tasks, buffer, sizeof(buffer))) > 0) {
@@ -171,7 +187,7 @@ static int scan_all_threads(struct psc_group *group, struct psc_visit *visit)
 			r = tid > 0 ? scan_thread(group, visit, tid) : 0;
 		}
 	}
-	return r;
+	return r < 0 ? r : unless_gone(group, (int)n);
 }
 
 static int scan_children(struct psc_group *group, struct psc_member *member)
@@ -209,12 +225,19 @@ static int scan_by_parent(struct psc_group *group)
 
 			entry = (const struct dirent64 *)(buffer + at);
 			pid = (pid_t)strtol(entry->d_name, NULL, 10);
-			if (pid > 0 && identify(pid, &identity) == 0 && is_parent(psc_group_find(group, identity.parent)))
+			if (pid <= 0)
+				continue;
+			r = identify(pid, &identity);
+			if (r == -EPERM || r == -EACCES)
+				r = 0; /* hidden from this user (hidepid=1): most are others' */
+			else if (r < 0)
+				r = unless_gone(group, r);
+			else if (is_parent(psc_group_find(group, identity.parent)))
 				r = meet(group, pid);
 		}
 	}
 	psc_sys(SYS_close, fd);
-	return r;
+	return r < 0 ? r : unless_gone(group, (int)n);
 }
 
 static int scan_tree(struct psc_group *group)
@@ -232,12 +255,17 @@ static int scan_tree(struct psc_group *group)
 	return 0;
 }
 
-bool psc_group_is_descendant(const struct psc_group *group, const struct psc_member *member)
+int psc_group_is_descendant(const struct psc_group *group, const struct psc_member *member)
 {
 	struct identity identity;
+	int r;
 
-	return member == group->first ||
-	       (identify(member->pid, &identity) == 0 && is_parent(psc_group_find(group, identity.parent)));
+	if (member == group->first)
+		return 1;
+	r = identify(member->pid, &identity);
+	if (r < 0)
+		return is_gone(r) ? 0 : r;
+	return is_parent(psc_group_find(group, identity.parent));
 }
 
 /* ----------------------------------------------------------------- cgroups */

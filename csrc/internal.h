@@ -46,6 +46,12 @@ static inline uint64_t psc_now_ns(void)
 	return (uint64_t)psc_monotonic_ns();
 }
 
+/* Does an error say that the caller or the system is short of something, and nothing of the target? */
+static inline int psc_is_shortage(long error)
+{
+	return error == -EMFILE || error == -ENFILE || error == -ENOMEM || error == -ENOBUFS;
+}
+
 /* A call as one word, never 0 for an AUDIT_ARCH_*; and spread for a table of them. */
 static inline uint64_t psc_call_key(uint32_t arch, int nr)
 {

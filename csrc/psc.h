@@ -272,7 +272,8 @@ enum psc_refusal {
 	PSC_REFUSED_CALLER,	     /* the calling process is one of them */
 	PSC_REFUSED_OUTSIDE,	     /* one belongs to another pid namespace, and has no number here */
 	PSC_REFUSED_CGROUP,	     /* the directory is none of a cgroup, or cannot be read */
-	PSC_REFUSED_DESCRIPTORS,     /* more than RLIMIT_NOFILE has room for */
+	PSC_REFUSED_DESCRIPTORS,     /* the caller or the system is short of something: see the errno (-EMFILE of the
+					caller's own RLIMIT_NOFILE, -ENFILE, -ENOMEM, -ENOBUFS); of one process, too */
 	/* Of one or many: */
 	PSC_REFUSED_FROZEN,	     /* in a frozen cgroup of v2, where no injected call is made */
 	PSC_REFUSED_LEADER_ENDED,    /* before Linux 6.9 no other thread's listener can be fetched */

@@ -297,6 +297,8 @@ static int open_proc(int *ret_fd)
 	char self[16];
 	ssize_t n;
 
+	if (fd < 0 && psc_is_shortage(-errno))
+		return -errno;
 	if (fd < 0 || fstatfs(fd, &fs) < 0 || fs.f_type != PROC_SUPER_MAGIC)
 		return -EOPNOTSUPP;
 	n = readlinkat(fd, "self", self, sizeof(self) - 1);

@@ -107,7 +107,9 @@ static int open_tasks(struct psc_job *job)
 
 	snprintf(path, sizeof(path), "/proc/%d/task", visit->tgid);
 	visit->tasks = (int)psc_sys(SYS_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return visit->tasks < 0 ? psc_job_refuse(job, PSC_REFUSED_GONE, -ESRCH) : 0;
+	if (visit->tasks >= 0)
+		return 0;
+	return psc_job_refuse(job, PSC_REFUSED_GONE, visit->tasks == -ENOENT ? -ESRCH : visit->tasks);
 }
 
 static void set_options(struct psc_visit *visit, unsigned long options)
@@ -195,7 +197,7 @@ static int take_child(struct psc_trigger *trigger, pid_t pid)
 	if (r == 0)
 		r = psc_visit_add(visit, pid);
 	if (r < 0)
-		return r;
+		return psc_job_refuse(&trigger->job, r == -ESRCH ? PSC_REFUSED_GONE : PSC_REFUSED_INJECTOR, r);
 	psc_trigger_resume(pid, status, USUAL | visit->options);
 	return 0;
 }
@@ -488,7 +490,7 @@ static int arm(const struct psc_attach_options *options, int event, struct psc_t
 	if (r == 0 && !trigger->spawner) {
 		r = psc_query_process(0, options->pidfd, &state);
 		if (r < 0) {
-			ret_result->refusal = PSC_REFUSED_GONE;
+			ret_result->refusal = psc_refusal_of(PSC_REFUSED_GONE, r);
 		} else {
 			trigger->job.visit.tgid = trigger->result.pid = state.pid;
 			psc_process_state_destroy(&state);

@@ -76,6 +76,7 @@ from pyseccomp.triggers import TriggeredAttachment as TriggeredAttachment
 # ---- errors
 from pyseccomp.errors import (
     AttachError as AttachError,
+    AttachShortageError as AttachShortageError,
     AttachTimeoutError as AttachTimeoutError,
     CheckpointError as CheckpointError,
     FilterClosedError as FilterClosedError,
@@ -95,6 +96,7 @@ from pyseccomp.errors import (
     ReceiveStoppedError as ReceiveStoppedError,
     ReceiveTimeoutError as ReceiveTimeoutError,
     SeccompError as SeccompError,
+    ShortageError as ShortageError,
     TargetBusyError as TargetBusyError,
     TargetFilteredError as TargetFilteredError,
     TargetGoneError as TargetGoneError,

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from pyseccomp import _core, gate, guardian
+from pyseccomp import _core, gate, guardian, shortage
 from pyseccomp.errors import (
     AttachError,
+    AttachShortageError,
     AttachTimeoutError,
     InactiveError,
     KernelError,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 Target = int | HasPid
 
 _log = logging.getLogger("pyseccomp")
+
+_PIDFD_GETFD, _PTRACE_CHILD = 14, 16  # enum psc_feature
 
 _FLAG_TSYNC = 1 << 0
 _FLAG_LOG = 1 << 1
@@ -176,6 +179,7 @@ class Attachment(Owned):
         """Do what attach() does. For this package only."""
         self.activate()
 
+    @shortage.told("activate")
     def activate(self) -> None:
         """Put the filter in force now, for every thread, or raise and change nothing. Once is enough: then a no-op.
 
@@ -768,6 +772,8 @@ def explain(
             )
         case 11:
             return AttachError(error, f"{what}: a ptrace request failed while it was made to call ({os.strerror(error)}); try again")
+        case 12 if error in shortage.WANTS:
+            return AttachShortageError(error, f"{what}: {shortage.WANTS[error]}; nothing was changed")
         case 12:
             return AttachError(error, f"{what}: the injecting process could not run or was killed: {os.strerror(error)}")
         case 13:
@@ -819,7 +825,8 @@ def explain(
         case 24:
             return AttachError(error, f"{what}: {_foreign(thread, Arch.of(arch) if arch else None)}", tid=tid)
         case 18:
-            return AttachError(error, f"{what}: no descriptor is free here for its listener ({os.strerror(error)}); raise RLIMIT_NOFILE")
+            why = shortage.WANTS.get(error, os.strerror(error))
+            return AttachShortageError(error, f"{what}: {why}; nothing was changed")
         case 15 | 16 | 17:
             return AttachError(error, f"{what}: {os.strerror(error)}")
         case _:
@@ -878,7 +885,21 @@ def check_arch(filter: Filter, arch: Arch | None, what: str, task: str = "it") -
         raise AttachError(errno.ENOEXEC, f"{what}: {_foreign(task, arch)}")
 
 
+def _own_filter_forbids() -> str | None:
+    """The call that a filter of this process itself refuses and that attaching takes, or None."""
+    if not any(thread.filters or thread.seccomp == "filter" for thread in query(os.getpid()).threads if thread.alive):
+        return None
+    for call, feature in (("pidfd_getfd", _PIDFD_GETFD), ("ptrace", _PTRACE_CHILD)):
+        error, died_of, _ = _core.probe_feature(feature)
+        if error or died_of:
+            return call
+    return None
+
+
 def _why_not_permitted(pid: int) -> str:
+    forbidden = _own_filter_forbids()
+    if forbidden is not None:
+        return f"a filter that this process itself carries (a container's policy?) refuses {forbidden}(2)"
     scope = gate.yama_scope()
     if scope == 3:
         return "YAMA forbids all ptrace on this machine (ptrace_scope 3)"

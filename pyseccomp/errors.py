@@ -60,6 +60,14 @@ class FilterFdError(SeccompError, OSError):
     """A file descriptor is not a filter, or not one that can be trusted (seals, size, header, digest, program)."""
 
 
+class ShortageError(SeccompError, OSError):
+    """This process or the system has run out of something that the operation takes; nothing is known against the target.
+
+    ``errno`` says of what: EMFILE and ENFILE of descriptors, EAGAIN of processes or threads, ENOMEM of memory, ENOSPC and ENOBUFS of
+    other room of the kernel. Every operation of this package raises this one class for its own want.
+    """
+
+
 class FilterClosedError(SeccompError, ValueError):
     """The object was closed."""
 
@@ -74,6 +82,10 @@ class AttachError(SeccompError, OSError):
     def __init__(self, errno: int, message: str, *, tid: int | None = None) -> None:
         super().__init__(errno, message)
         self.tid = tid
+
+
+class AttachShortageError(AttachError, ShortageError):
+    """A filter could not be attached because this process, or the system, has run out of something; nothing was changed."""
 
 
 class TargetGoneError(AttachError, ProcessLookupError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from pyseccomp import _core, checkpoint, executable, gate, group, names, park
+from pyseccomp import _core, checkpoint, executable, gate, group, names, park, shortage
 from pyseccomp.attach import (
     check_arch,
     NO_NEW_PRIVS,
@@ -110,6 +110,7 @@ class Filter(Owned, Receiver):
     _responder: Responder | None = None
     _unrestored: tuple[str, ...] = ()
 
+    @shortage.told("make a filter", starts=False)
     def __init__(
         self,
         policy: Policy | Program,
@@ -307,6 +308,7 @@ class Filter(Owned, Receiver):
     # ------------------------------------------------- passing the descriptor
 
     @classmethod
+    @shortage.told("take a filter", starts=False)
     def from_fd(cls, fd: int) -> Self:
         """Make a Filter of a filter's descriptor from anywhere; fd itself stays the caller's.
 
@@ -346,6 +348,7 @@ class Filter(Owned, Receiver):
         socket.send_fds(sock, [b"F" + _SLOT.pack(slot)], [self._memfd, channel.theirs.fileno()])
 
     @classmethod
+    @shortage.told("receive a filter", starts=False)
     def recv(cls, sock: socket.socket) -> Self:
         """Receive a filter that :meth:`send` sent; blocks as the socket does. Checked as in :meth:`from_fd`.
 
@@ -427,6 +430,7 @@ class Filter(Owned, Receiver):
         on_supervisor_death: Answer | Literal["allow", "kill", "hold"] | None = None,
     ) -> Attachment: ...
 
+    @shortage.told("attach")
     def attach(
         self,
         target: Target | None = None,
@@ -808,6 +812,7 @@ class Filter(Owned, Receiver):
         self._responder = responder
         return await super().serve_async(responder, limit=limit)
 
+    @shortage.told("take a checkpoint")
     def checkpoint(self) -> bytes:
         """Return what :meth:`restore` needs to manage this filter from another process when this one is dead.
 

@@ -20,6 +20,7 @@ from pyseccomp.attach import (
     open_target,
 )
 from pyseccomp.errors import (
+    AttachShortageError,
     AttachError,
     KernelError,
     PartialAttachError,
@@ -244,8 +245,8 @@ class GroupAttachment(Attachment):
                 )
             case 17:
                 return AttachError(error, f"{what}: {_cgroup_error(error)}")
-            case 18:
-                return AttachError(
+            case 18 if error == errno.EMFILE:
+                return AttachShortageError(
                     error,
                     f"{what}: each process takes a descriptor here, and a second one if the program notifies, and RLIMIT_NOFILE has no "
                     "room for so many; raise it (ulimit -n)",

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyseccomp import _core
-from pyseccomp.errors import KernelError, NotPermittedError, UnsupportedError
+from pyseccomp import _core, shortage
+from pyseccomp.errors import KernelError, NotPermittedError, ShortageError, UnsupportedError
 
 HELLO, WATCH, ACTIVATE, LISTEN, RELEASE, BYE = range(1, 7)
 INFO, RECLAIM = 7, 8
@@ -41,7 +41,7 @@ OnLost = Callable[[], None]
 class Guardian:
     """A connection to a guardian. Every request is answered; what it does by itself goes to ``on_acted``.
 
-    Raises UnsupportedError when it cannot be started: nothing may then rely on it.
+    Raises UnsupportedError when it cannot be started, or ShortageError: nothing may then rely on it.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class Guardian:
         try:
             self._socket = _core.guardian_start(os.fsencode(path))
         except OSError as error:
+            if shortage.of(error):
+                raise ShortageError(error.errno, f"starting the guardian: {shortage.WANTS[error.errno or 0]}") from None
             raise UnsupportedError(
                 error.errno, f"starting the guardian {path}: {error.strerror}; without it nothing outlives this process"
             ) from None

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pyseccomp import executable
+from pyseccomp import executable, shortage
 from pyseccomp.attach import Attachment, check_arch
 from pyseccomp.triggers import Spawn
 
@@ -62,12 +62,13 @@ class Popen(subprocess.Popen[Any]):
             super().__init__(args, *positional, **options)
             return
         check_command(filter, args, options)
-        spawn = Spawn(filter, no_new_privs, timeout)
-        try:
-            super().__init__(args, *positional, **options)
-        except BaseException:
-            spawn.abandon()
-            raise
+        with shortage.told("start a filtered program"):
+            spawn = Spawn(filter, no_new_privs, timeout)
+            try:
+                super().__init__(args, *positional, **options)
+            except BaseException:
+                spawn.abandon()
+                raise
         try:
             self.attachment = spawn.finish(self.pid)
         except BaseException:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pyseccomp import _core, loaded
-from pyseccomp.errors import KernelError, NotPermittedError, SeccompError, TargetGoneError, UnsupportedError
+from pyseccomp import _core, loaded, shortage
+from pyseccomp.errors import KernelError, NotPermittedError, SeccompError, ShortageError, TargetGoneError, UnsupportedError
 from pyseccomp.listeners import ListenerHolder
 from pyseccomp.listeners import listeners as find_listeners
 from pyseccomp.loaded import LoadedFilter
@@ -268,6 +268,8 @@ def _explain(error: OSError, what: str, pid: int) -> SeccompError:
     number = error.errno or 0
     if number == errno.ESRCH:
         return TargetGoneError(number, f"query of {what}: no such process")
+    if number in shortage.WANTS:
+        return ShortageError(number, f"query of {what}: {shortage.WANTS[number]}")
     if number == errno.EACCES:
         return NotPermittedError(
             number, f"query of {what}: the process exists but /proc hides it from this user (mount option hidepid)"

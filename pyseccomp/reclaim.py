@@ -9,7 +9,7 @@ import struct
 import time
 import weakref
 
-from pyseccomp import _core, guardian, names
+from pyseccomp import _core, guardian, names, shortage
 from pyseccomp.attach import Attachment, AttachResult, ThreadOutcome
 from pyseccomp.errors import ReclaimError, TargetGoneError
 from pyseccomp.filter import Filter
@@ -19,6 +19,7 @@ _ANSWER_NS = struct.pack("ll", 10, 0)
 _RETRY = 5.0
 
 
+@shortage.told("reclaim a name")
 def reclaim(name: str) -> Filter:
     """Become the manager of the filter of that name, whose manager is dead.
 

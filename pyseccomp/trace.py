@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from pyseccomp import _core, cli_run, decode, groups, syscalls
+from pyseccomp import _core, cli_run, decode, groups, shortage, syscalls
 from pyseccomp.actions import ALLOW, NOTIFY
 from pyseccomp.attach import Target
 from pyseccomp.errors import PolicyError, SeccompError
@@ -179,6 +179,7 @@ class Tracer(Owned):
 
     _filter: Filter | None = None
 
+    @shortage.told("trace")
     def __init__(
         self,
         calls: Collection[str] | None = None,
@@ -209,6 +210,7 @@ class Tracer(Owned):
         """True after :meth:`close`."""
         return self._filter is None or self._filter.closed
 
+    @shortage.told("start a traced command")
     def launch(self, argv: list[str]) -> int:
         """Start a program, which waits for :meth:`follow`; its pid. Make the tracer with from_exec=True for this.
 
@@ -232,6 +234,7 @@ class Tracer(Owned):
         self._child = pid
         return pid
 
+    @shortage.told("trace")
     def attach(self, target: Target) -> int:
         """Trace a running process, all its threads, and what they fork from now on; its pid. Raises as Filter.attach."""
         self._check_open("attach")

@@ -10,9 +10,9 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, runtime_checkable
 
-from pyseccomp import _core
+from pyseccomp import _core, shortage
 from pyseccomp.attach import Attachment, Raw, arm, installed, may_suspend_filters
-from pyseccomp.errors import AttachError, AttachTimeoutError, TargetFilteredError, TargetGoneError, UnsupportedError
+from pyseccomp.errors import AttachError, AttachShortageError, AttachTimeoutError, TargetFilteredError, TargetGoneError, UnsupportedError
 from pyseccomp.query import query
 
 if TYPE_CHECKING:
@@ -330,6 +330,8 @@ class Spawn:
         self._trigger: _core.Trigger | None = _arm(filter, -1, no_new_privs, timeout)
         if self._trigger.refused is not None:
             error = -self._trigger.refused[0]
+            if error in shortage.WANTS:
+                raise AttachShortageError(error, f"starting a filtered program: {shortage.WANTS[error]}")
             raise UnsupportedError(
                 error,
                 f"starting a filtered program: this process cannot be traced by one of its own, which catches the exec "
@@ -351,6 +353,9 @@ class Spawn:
         trigger, self._trigger = self._trigger, None
         assert trigger is not None
         raw, pidfd = trigger.finish()
+        if pidfd < 0 and -raw[0] in shortage.WANTS:
+            why = shortage.WANTS[-raw[0]]
+            raise AttachShortageError(-raw[0], f"starting pid {pid}: {why}; it was killed before its program began")
         if pidfd < 0:
             raise TargetGoneError(errno.ESRCH, f"starting pid {pid}: it was not forked by this thread, or ended at once")
         attachment = Attachment(self._filter, pid, pidfd, "all", self._no_new_privs, self._timeout)
