@@ -27,6 +27,7 @@
 
 #include <elf.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -36,6 +37,7 @@
 
 #define STACK_SIZE (256 * 1024)
 #define MAX_TRIES_PERMISSION 20
+#define MAX_TRIES_SHARED 100 /* a child of vfork() executes soon */
 /* Tries; after them whoever executes has lost its processor. */
 #define SOON 100
 #define SOON_PERMISSION 10
@@ -65,6 +67,7 @@ static void inject(struct psc_job *job)
 		r = psc_job_commit(job);
 	psc_visit_release(&job->visit);
 	job->result->stop_ns = job->visit.since ? psc_now_ns() - job->visit.since : 0;
+	psc_loader_reap(&job->visit);
 	job->outcome = r;
 }
 
@@ -191,7 +194,8 @@ static int look(struct psc_job *job)
 	if (r < 0)
 		return psc_job_refuse(job, r == -EACCES ? PSC_REFUSED_PERMISSION : PSC_REFUSED_GONE, r);
 	job->result->pid = job->visit.tgid = job->before.pid;
-	job->visit.only = job->options->leader_only ? job->visit.tgid : 0;
+	/* Its other threads share its descriptors: they stop too where there is a listener to be taken. */
+	job->visit.only = job->options->leader_only && !job->notifies ? job->visit.tgid : 0;
 	if (job->before.kernel_thread)
 		return psc_job_refuse(job, PSC_REFUSED_KERNEL_THREAD, -EPERM);
 	if (!job->before.alive)
@@ -221,6 +225,14 @@ static pid_t live_thread(const struct psc_job *job)
 		if (psc_task_alive(&job->before.threads[i]))
 			return job->before.threads[i].tid;
 	return job->visit.tgid;
+}
+
+/* Before the stop, so that it takes no longer; what is found is asked again in the stop. */
+static void find_sharers(struct psc_job *job)
+{
+	int n = psc_sharers_find(job, live_thread(job), KCMP_VM, job->sharers, PSC_MAX_SHARERS);
+
+	job->n_sharers = n > 0 ? (size_t)n : 0;
 }
 
 /* Open what the injector needs, and find out now whether we may. */
@@ -341,6 +353,7 @@ static int attach(struct psc_job *job)
 		r = check_interruption(job);
 	if (r < 0)
 		return r;
+	find_sharers(job);
 	r = run_injector(job);
 	if (job->result->threads && report(job) < 0 && r == 0)
 		r = psc_job_refuse(job, PSC_REFUSED_INJECTOR, -ENOMEM);
@@ -371,6 +384,7 @@ static int attempt(const struct psc_attach_options *options, uint64_t deadline, 
 		.result = ret_result,
 		.visit = { .mem = -1, .tasks = -1, .own_signals = !options->in_thread, .deadline = deadline },
 		.notifies = psc_program_notifies(options->insns, options->len),
+		.may_use_loader = psc_job_may_use_loader(),
 		.reserve = -1,
 		.manager = getpid(),
 	};

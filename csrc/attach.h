@@ -7,6 +7,7 @@
 
 #define PSC_PAGE 4096
 #define PSC_MAX_TRIES 400
+#define PSC_MAX_SHARERS 16
 
 /* What a program answers to the calls that follow the commit. */
 struct psc_verdicts {
@@ -34,8 +35,11 @@ struct psc_job {
 	size_t image_size;
 	struct psc_verdicts verdicts[2]; /* of the program alone: by abi->wide */
 	bool notifies;
+	bool may_use_loader;	     /* psc_job_may_use_loader() */
 	bool tight;		     /* perhaps it has no descriptor free */
 	bool stray;		     /* a thread may still execute the code in the cave, which must stay */
+	pid_t sharers[PSC_MAX_SHARERS]; /* of its memory, before the stop */
+	size_t n_sharers;
 	int reserve;		     /* an fd kept free for the listener */
 	uint64_t map;		     /* where the target has room for the program, made by psc_job_check() */
 	pid_t manager;		     /* without it nothing is committed; 0: come what may */
@@ -69,11 +73,22 @@ size_t psc_job_room_wanted(const struct psc_job *job);
  * thread tid as *ret_task, which job->before then shows; its memory, a cave, the verdicts. */
 PSC_MUST_CHECK int psc_job_look(struct psc_job *job, pid_t tid, struct psc_task_state *ret_task);
 
+/* The processes outside the thread group that share with its thread tid (KCMP_VM, KCMP_FILES). How
+ * many, at most size. -ENOSYS: kcmp(2) is not to be had. */
+PSC_MUST_CHECK int psc_sharers_find(const struct psc_job *job, pid_t tid, int type, pid_t *ret_found, size_t size);
+
+/* With the target stopped: refuse if one of these shares still, and does not just wait in vfork(). */
+PSC_MUST_CHECK int psc_sharers_check(struct psc_job *job, pid_t tid, int type, const pid_t *found, size_t n);
+
 /* Of stopped threads, after psc_job_look(): find out whether psc_job_commit() will succeed,
  * and take what it needs. A process with filters, or short of descriptors, makes a dry run:
  * a temporary thread loads the program for itself alone. Nothing is changed but memory
  * that psc_job_give_up() gives back. Errors as psc_job_commit(). */
 PSC_MUST_CHECK int psc_job_check(struct psc_job *job);
+
+/* Can a listener be taken from one thread alone? Since Linux 6.9.
+ * FIXME: drop, with what it decides, once 6.9 is the baseline. */
+bool psc_job_may_use_loader(void);
 
 /* Will the listener of this thread come to us, and will there be a descriptor for it? */
 PSC_MUST_CHECK int psc_job_check_fetch(struct psc_job *job, pid_t tid);

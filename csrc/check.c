@@ -193,15 +193,17 @@ static int foresee(struct psc_commit *commit, uint64_t address)
 		r = try_program(commit, address, &result);
 	if (r < 0)
 		return psc_job_refuse(job, r == -ESRCH ? PSC_REFUSED_GONE : PSC_REFUSED_FAULT, r);
-	if (r == 1)
-		return is_sure(commit) ? 0 : psc_job_refuse(job, PSC_REFUSED_NO_THREAD, (int)result);
+	if (r == 1) {
+		commit->by_loader = false; /* the commit will not have one either */
+		return is_sure(commit) ? psc_commit_check_listener(commit) : psc_job_refuse(job, PSC_REFUSED_NO_THREAD, (int)result);
+	}
 	return result < 0 ? psc_job_refuse(job, PSC_REFUSED_KERNEL, (int)result) : 0;
 }
 
 int psc_job_check(struct psc_job *job)
 {
 	struct psc_tracee *tracee = psc_job_choose(job);
-	struct psc_commit commit = { .job = job, .tracee = tracee };
+	struct psc_commit commit = { .job = job, .tracee = tracee, .by_loader = job->may_use_loader && job->notifies };
 	uint64_t address;
 	bool trial;
 	int r;

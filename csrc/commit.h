@@ -14,9 +14,16 @@ struct psc_commit {
 	struct psc_tracee *tracee;
 	const struct psc_abi *abi;
 	struct psc_verdicts earlier; /* of the filters that it has */
+	int filters;	   /* in its chain; -1: not known */
 	bool suspended;
 	uint64_t map;
+	bool unmaps;	   /* main gives it back */
 	struct psc_site site;
+	bool by_loader;	   /* a temporary thread makes the call, not this one */
+	bool begun;	   /* the call may have been made, or may be made yet */
+	bool loaded;	   /* the filter is in force */
+	bool replaced;	   /* but it is another program than ours */
+	int listener;	   /* or why there is none: -errno */
 };
 
 /* A status file below dir. ret_tight, unless NULL: may it have no descriptor free? */
@@ -30,6 +37,10 @@ bool psc_job_fits_cave(const struct psc_job *job);
 
 /* Flags of seccomp(). */
 uint32_t psc_job_seccomp_flags(const struct psc_job *job, bool all_threads);
+
+/* A listener must be closed in the target before it runs again, under the very program that has
+ * just come into force; and nobody outside the thread group may reach it before. */
+PSC_MUST_CHECK int psc_commit_check_listener(struct psc_commit *commit);
 
 /* Everything that can be refused without a call. */
 PSC_MUST_CHECK int psc_commit_make_ready(struct psc_commit *commit);

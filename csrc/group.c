@@ -346,11 +346,18 @@ static void nobody_has_it(struct psc_group *group)
 		psc_group_refuse(group, group->first, PSC_REFUSED_GONE, -ESRCH);
 }
 
-/* Who did not come to the end of the call in time finishes alone, when it runs. */
-static bool past_return(const struct psc_member *member, int error)
+/* Has its filter come into force, or may it? */
+static bool past_return(const struct psc_member *member)
 {
-	return error == -ETIMEDOUT || member->result.refusal == PSC_REFUSED_PARTIAL ||
-	       member->result.refusal == PSC_REFUSED_NO_LISTENER;
+	switch (member->result.refusal) {
+	case PSC_REFUSED_PARTIAL:
+	case PSC_REFUSED_NO_LISTENER:
+	case PSC_REFUSED_REPLACED:
+	case PSC_REFUSED_UNKNOWN:
+		return true;
+	default:
+		return false;
+	}
 }
 
 /* Once somebody has it the others get it, too. */
@@ -366,7 +373,7 @@ static void commit_all(struct psc_group *group)
 		member->job.manager = committed ? 0 : group->common.manager;
 		r = psc_job_commit(&member->job);
 		member->filtered = r == 0;
-		committed |= r == 0 || past_return(member, r);
+		committed |= r == 0 || (r < 0 && past_return(member));
 		member->outcome = r;
 		if (r < 0 && !committed && failed(group, member, r) < 0) {
 			give_up(group);
@@ -400,6 +407,8 @@ static void release_all(struct psc_group *group)
 			group->stop_ns = end - since;
 		}
 	}
+	for (struct psc_member *member = group->first; member; member = member->next)
+		psc_loader_reap(&member->job.visit);
 }
 
 /* ------------------------------------------------------------------ injector */
@@ -528,6 +537,7 @@ static int prepare(struct psc_group *group)
 	common->options = options;
 	common->visit = (struct psc_visit){ .mem = -1, .tasks = -1, .own_signals = !options->in_thread, .workers = true };
 	common->notifies = psc_program_notifies(options->insns, options->len);
+	common->may_use_loader = psc_job_may_use_loader();
 	common->reserve = -1;
 	common->manager = getpid();
 	common->image_size = sizeof(*common->image) + options->len * sizeof(*options->insns);

@@ -104,7 +104,7 @@ static void emit_loader(struct psc_code *code, const struct psc_abi *abi, const 
 	const uint64_t seccomp_args[3] = { SECCOMP_SET_MODE_FILTER, script->flags, script->fprog };
 	const uint64_t unmap_args[2] = { script->map, script->map_size };
 	const uint64_t exit_args[1] = { 0 };
-	size_t maker;
+	size_t maker, failed;
 
 	psc_emit_call(code, abi, abi->clone, 2, clone_args, false);
 	maker = psc_emit_jump_if_not_zero(code);
@@ -112,8 +112,10 @@ static void emit_loader(struct psc_code *code, const struct psc_abi *abi, const 
 		psc_emit_call(code, abi, abi->prctl, 5, prctl_args, false);
 	psc_emit_call(code, abi, abi->seccomp, 3, seccomp_args, false);
 	psc_emit_save_result(code, abi);
+	failed = psc_emit_jump_if_error(code);
 	if (script->unmap)
 		psc_emit_call(code, abi, abi->munmap, 2, unmap_args, false);
+	psc_emit_land(code, failed);
 	psc_emit_call(code, abi, abi->exit, 1, exit_args, false);
 	psc_emit_land(code, maker);
 	*ret_done = psc_emit_jump(code);
@@ -281,7 +283,7 @@ static int take_signal(struct psc_visit *visit, struct psc_tracee *tracee, const
 	return 0;
 }
 
-static int next_stop(struct psc_visit *visit, struct psc_tracee *tracee, enum psc_stop wanted, int signal, int *ret_status)
+static int start(const struct psc_tracee *tracee, enum psc_stop wanted, int signal)
 {
 	bool until_call = wanted == PSC_STOP_SYSCALL || wanted == PSC_STOP_CLONE;
 	int r = 0;
@@ -290,33 +292,49 @@ static int next_stop(struct psc_visit *visit, struct psc_tracee *tracee, enum ps
 		r = (int)request(PTRACE_INTERRUPT, tracee->tid, 0, 0);
 	if (r == 0)
 		r = (int)request(until_call ? PTRACE_SYSCALL : PTRACE_CONT, tracee->tid, 0, (uint64_t)signal);
+	return r;
+}
+
+int psc_tracee_start(struct psc_tracee *tracee, enum psc_stop wanted)
+{
+	int r = start(tracee, wanted, 0);
+
 	if (r == 0)
-		r = psc_visit_wait(visit, tracee->tid, ret_status);
-	if (r == -ETIMEDOUT)
 		tracee->state = PSC_TRACEE_RUNNING;
 	return r;
 }
 
-int psc_tracee_resume(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, enum psc_stop wanted)
+int psc_tracee_await(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, enum psc_stop wanted)
 {
 	int signal = 0, status = 0, r;
 
 	for (;;) {
-		r = next_stop(visit, tracee, wanted, signal, &status);
+		r = psc_visit_wait(visit, tracee->tid, &status);
 		if (r < 0 && r != -ECHILD && r != -ESRCH)
 			return r;
 		if (r < 0 || !WIFSTOPPED(status)) {
 			tracee->state = PSC_TRACEE_DEAD;
 			return -ESRCH;
 		}
+		tracee->state = PSC_TRACEE_STOPPED;
 		r = is_wanted(status, wanted);
 		if (r >= 0)
 			return r;
 		signal = status >> 16 == 0 && WSTOPSIG(status) != SYSCALL_STOP ? WSTOPSIG(status) : 0;
 		r = signal ? take_signal(visit, tracee, site, &signal) : 0;
+		if (r == 0)
+			r = start(tracee, wanted, signal);
 		if (r < 0)
 			return r;
+		tracee->state = PSC_TRACEE_RUNNING;
 	}
+}
+
+int psc_tracee_resume(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, enum psc_stop wanted)
+{
+	int r = psc_tracee_start(tracee, wanted);
+
+	return r < 0 ? r : psc_tracee_await(visit, tracee, site, wanted);
 }
 
 /* From the entry of a call to its end, when the filter that has just been put in

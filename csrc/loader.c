@@ -1,7 +1,7 @@
 /* loader.c - have a temporary thread of the target load a program.
  *
- *   maker    clone() ............. stands until the loader ends ....... restored
- *   loader           stands at birth, [prctl] seccomp [munmap] exit()
+ *   maker    clone() .......... stops ............................. restored
+ *   loader           stands at birth, [prctl] seccomp [munmap] exit(), stands at its end
  *
  * The loader shares the memory of its maker and has its filters, but it has a copy of
  * its descriptors: a listener that it makes is in no table of the target. It is a thread
@@ -22,10 +22,11 @@
 
 #define BIRTH_TRIES 10
 #define MESSAGE_TRIES 3
+#define REAP_NS 200000000 /* for a thread in exit() to end */
 
 /* The thread that the maker, in the event of its birth, has made. It is traced already, and
  * stands or will. */
-static int take_newborn(struct psc_visit *visit, const struct psc_tracee *maker, struct psc_tracee *ret_loader)
+static int take_newborn(struct psc_visit *visit, struct psc_tracee *maker, struct psc_tracee *ret_loader)
 {
 	unsigned long tid = 0;
 	int status, r = -EIO;
@@ -33,6 +34,8 @@ static int take_newborn(struct psc_visit *visit, const struct psc_tracee *maker,
 	for (int tries = 0; r < 0 && tries < MESSAGE_TRIES; tries++)
 		r = (int)psc_sys(SYS_ptrace, PTRACE_GETEVENTMSG, maker->tid, 0, &tid);
 	*ret_loader = (struct psc_tracee){ .tid = (pid_t)tid, .state = PSC_TRACEE_RUNNING, .injected = true };
+	if (r == 0)
+		r = psc_tracee_start(maker, PSC_STOP_TRAP);
 	if (r == 0)
 		r = psc_visit_wait(visit, (pid_t)tid, &status);
 	if (r < 0)
@@ -104,6 +107,26 @@ int psc_loader_run(struct psc_visit *visit, struct psc_tracee *loader, const str
 		return -ESRCH; /* its process is being killed */
 	*ret_result = psc_regs_saved(&regs);
 	return 0;
+}
+
+void psc_loader_leave(struct psc_visit *visit, const struct psc_tracee *loader)
+{
+	psc_sys(SYS_ptrace, PTRACE_CONT, loader->tid, 0, 0);
+	visit->dying = loader->tid;
+}
+
+void psc_loader_reap(struct psc_visit *visit)
+{
+	uint64_t deadline = visit->deadline;
+	int status;
+
+	if (!visit->dying)
+		return;
+	visit->deadline = psc_now_ns() + REAP_NS;
+	while (psc_visit_wait(visit, visit->dying, &status) == 0 && WIFSTOPPED(status))
+		psc_sys(SYS_ptrace, PTRACE_CONT, visit->dying, 0, 0);
+	visit->dying = 0;
+	visit->deadline = deadline;
 }
 
 /* Have a loader that has not run, or not to its end, call exit(). */

@@ -282,6 +282,10 @@ enum psc_refusal {
 					filters cannot be suspended (-EACCES), or it is in a group-stop (-EAGAIN) */
 	PSC_REFUSED_WORKER,	     /* threads differ in filters, and tid is an io_uring worker, where nothing can be injected */
 	PSC_REFUSED_FOREIGN,	     /* the program has no rules for thread tid's architecture, see audit_arch */
+	PSC_REFUSED_UNKNOWN,	     /* the call was begun, and its end not seen: the filter may be in force, or come into force */
+	PSC_REFUSED_REPLACED,	     /* a filter is in force, but another program: the target's memory was written meanwhile */
+	PSC_REFUSED_SHARED,	     /* process other_tracer shares its memory (-EBUSY) or descriptors (-EMLINK), and is not
+					stopped with it; -ENOSYS: where the listener would be in its table, this cannot be excluded */
 };
 
 enum psc_no_new_privs { PSC_NO_NEW_PRIVS_NEVER, PSC_NO_NEW_PRIVS_ALWAYS, PSC_NO_NEW_PRIVS_AUTO };

@@ -8,6 +8,7 @@
 #include "commit.h"
 
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -101,6 +102,8 @@ int psc_job_count_filters(struct psc_job *job, pid_t tid, int *ret_filters)
 
 	snprintf(path, sizeof(path), "%d/status", tid);
 	r = psc_job_read_status(job->visit.tasks, path, &task, NULL);
+	if (r == 0 && !psc_task_alive(&task))
+		r = -ESRCH;
 	if (r == 0)
 		*ret_filters = psc_filters_carried(&task);
 	return r;
@@ -140,11 +143,14 @@ static int suspend_filters(struct psc_commit *commit)
 
 	commit->suspended = psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, commit->tracee->tid, 0,
 				    job->visit.options | PSC_COMMIT_OPTIONS | PTRACE_O_SUSPEND_SECCOMP) == 0;
-	if (commit->suspended && job->before.threads[0].seccomp == SECCOMP_MODE_DISABLED)
+	if (commit->suspended && job->before.threads[0].seccomp == SECCOMP_MODE_DISABLED) {
+		commit->filters = 0;
 		return 0;
+	}
 	r = psc_job_count_filters(job, commit->tracee->tid, &filters);
 	if (r < 0)
 		return psc_job_refuse(job, PSC_REFUSED_GONE, r);
+	commit->filters = filters;
 	if (filters == 0)
 		return 0;
 	if (!commit->suspended) {
@@ -155,15 +161,21 @@ static int suspend_filters(struct psc_commit *commit)
 	return narrow_by_earlier(commit);
 }
 
-/* A listener must be closed in the target before it runs again, under the very
- * program that has just come into force. */
-static int check_listener(struct psc_commit *commit)
+int psc_commit_check_listener(struct psc_commit *commit)
 {
-	const struct psc_verdicts *own = &commit->job->verdicts[commit->abi->wide];
+	struct psc_job *job = commit->job;
+	const struct psc_verdicts *own = &job->verdicts[commit->abi->wide];
+	pid_t sharer;
+	int n;
 
-	if (!commit->job->notifies || commit->suspended || own->close || own->close_notifies)
+	if (!job->notifies || commit->by_loader)
 		return 0;
-	return psc_job_refuse(commit->job, PSC_REFUSED_LISTENER_STUCK, -EDEADLK);
+	if (!commit->suspended && !own->close && !own->close_notifies)
+		return psc_job_refuse(job, PSC_REFUSED_LISTENER_STUCK, -EDEADLK);
+	n = psc_sharers_find(job, commit->tracee->tid, KCMP_FILES, &sharer, 1);
+	if (n < 0)
+		return psc_job_refuse(job, PSC_REFUSED_SHARED, -ENOSYS);
+	return psc_sharers_check(job, commit->tracee->tid, KCMP_FILES, &sharer, (size_t)n);
 }
 
 /* Another program has been executed: another memory. */
@@ -270,9 +282,15 @@ void psc_commit_unmap_program(struct psc_commit *commit, bool committed)
 	if (!commit->map)
 		return;
 	job->map = 0;
+	if (commit->by_loader && committed && commit->unmaps)
+		return;
+	if (job->stray) {
+		job->result->residue += psc_job_map_size(job);
+		return;
+	}
 	if (commit->suspended || !committed || job->verdicts[commit->abi->wide].unmap)
 		if (psc_tracee_call(&job->visit, commit->tracee, &commit->site, -1, commit->abi->munmap, args, &result) < 0)
-			return;
+			result = -EIO;
 	if (result < 0)
 		job->result->residue += psc_job_map_size(job);
 }
@@ -294,14 +312,19 @@ static void wipe_cave(struct psc_commit *commit)
 
 int psc_commit_make_ready(struct psc_commit *commit)
 {
+	struct psc_job *job = commit->job;
 	int r;
 
 	commit->earlier = (struct psc_verdicts){ .close = true, .unmap = true, .unmask = true, .exit = true };
-	commit->map = commit->job->map;
-	psc_tracee_abort_rseq(&commit->job->visit, commit->tracee);
-	r = suspend_filters(commit);
+	commit->map = job->map;
+	psc_tracee_abort_rseq(&job->visit, commit->tracee);
+	r = psc_sharers_check(job, commit->tracee->tid, KCMP_VM, job->sharers, job->n_sharers);
 	if (r == 0)
-		r = check_listener(commit);
+		r = suspend_filters(commit);
+	/* Its exit is judged by the new filter, and if the injector is killed by the earlier ones. */
+	commit->by_loader &= job->verdicts[commit->abi->wide].exit && commit->earlier.exit;
+	if (r == 0)
+		r = psc_commit_check_listener(commit);
 	return r < 0 ? r : find_room(commit);
 }
 
@@ -327,15 +350,21 @@ unsigned long psc_commit_loader_options(const struct psc_commit *commit)
 
 int psc_commit_end_loader(struct psc_commit *commit, struct psc_tracee *loader, int r)
 {
+	struct psc_tracee *maker = commit->tracee;
 	struct psc_job *job = commit->job;
 	uint64_t deadline = job->visit.deadline;
-	int ended, stopped = 0;
+	int ended = 0, stopped = 0;
 
 	job->visit.deadline = psc_now_ns() + SETTLE_NS;
-	ended = psc_loader_end(&job->visit, loader, &commit->site);
+	if (commit->loaded)
+		psc_loader_leave(&job->visit, loader);
+	else
+		ended = psc_loader_end(&job->visit, loader, &commit->site);
 	job->stray |= loader->injected;
-	if (commit->tracee->injected && commit->tracee->state == PSC_TRACEE_STOPPED)
-		stopped = psc_tracee_resume(&job->visit, commit->tracee, &commit->site, PSC_STOP_TRAP);
+	if (maker->injected && maker->state == PSC_TRACEE_STOPPED)
+		stopped = psc_tracee_start(maker, PSC_STOP_TRAP);
+	if (stopped == 0 && maker->injected && maker->state == PSC_TRACEE_RUNNING)
+		stopped = psc_tracee_await(&job->visit, maker, &commit->site, PSC_STOP_TRAP);
 	job->visit.deadline = deadline;
 	return r < 0 ? r : ended < 0 ? ended : stopped;
 }

@@ -67,6 +67,7 @@ struct psc_visit {
 	pid_t seizing;	    /* a seize is under way (read by the timer's handler) */
 	bool execed;	    /* it has executed another program since it was seized */
 	bool stop_signal;   /* a SIGSTOP was held back */
+	pid_t dying;	    /* a thread of ours to be reaped, see psc_loader_leave() */
 	pid_t blamed;	    /* the thread that a failure is about, 0: none */
 	pid_t other_tracer; /* who holds it */
 	unsigned long options; /* PTRACE_O_* wanted beside the usual, once stopped */
@@ -236,13 +237,19 @@ enum psc_stop {
 PSC_MUST_CHECK int psc_tracee_resume(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
 				     enum psc_stop wanted);
 
+/* The same in two steps; in between its state is PSC_TRACEE_RUNNING. */
+PSC_MUST_CHECK int psc_tracee_start(struct psc_tracee *tracee, enum psc_stop wanted);
+PSC_MUST_CHECK int psc_tracee_await(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
+				    enum psc_stop wanted);
+
 /* The registers of a stopped thread. A request that fails is repeated: a failure that passes must not
  * leave a thread in our code. */
 PSC_MUST_CHECK int psc_tracee_get_regs(const struct psc_tracee *tracee, struct psc_regs *ret_regs);
 PSC_MUST_CHECK int psc_tracee_set_regs(struct psc_tracee *tracee, const struct psc_regs *regs);
 
 /* Have the thread run main, made with script.loader, up to the birth of a thread, which then
- * stands before its first instruction as *ret_loader. Options are its PTRACE_O_*.
+ * stands before its first instruction as *ret_loader. Options are its PTRACE_O_*. The maker is on
+ * its way to PSC_STOP_TRAP, to be awaited if its state is PSC_TRACEE_RUNNING.
  * 1: clone() failed with *ret_error; there is no loader. Else as psc_tracee_call(). If
  * ret_loader->injected is set, end the loader. */
 PSC_MUST_CHECK int psc_loader_start(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
@@ -252,6 +259,11 @@ PSC_MUST_CHECK int psc_loader_start(struct psc_visit *visit, struct psc_tracee *
  * seccomp() returned. -ESRCH: it died. */
 PSC_MUST_CHECK int psc_loader_run(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site,
 				  long *ret_result);
+
+/* Let a loader that stands at its end go on into its death; then, when its process runs again, wait
+ * for that. An exec of the process waits for it, too. */
+void psc_loader_leave(struct psc_visit *visit, const struct psc_tracee *loader);
+void psc_loader_reap(struct psc_visit *visit);
 
 /* Wait for its death. One that has not run ends without having loaded anything. The code that it
  * runs may be removed only if loader->injected is false then. */

@@ -291,7 +291,10 @@ int psc_trigger_commit(struct psc_job *job, struct psc_task_state *ret_leader)
 	int r = psc_job_look(job, job->visit.tgid, ret_leader);
 
 	job->manager = 0;
-	return r < 0 ? r : psc_job_commit(job);
+	if (r == 0)
+		r = psc_job_commit(job);
+	psc_loader_reap(&job->visit);
+	return r;
 }
 
 int psc_trigger_filter(struct psc_job *job, struct psc_task_state *ret_leader)
@@ -441,6 +444,7 @@ static int make(const struct psc_attach_options *options, int event, struct psc_
 	job = &trigger->job;
 	job->visit = (struct psc_visit){ .mem = -1, .tasks = -1, .own_signals = true, .workers = true };
 	job->notifies = psc_program_notifies(options->insns, options->len);
+	job->may_use_loader = psc_job_may_use_loader();
 	job->reserve = job->notifies ? eventfd(0, EFD_CLOEXEC) : -1;
 	job->image_size = sizeof(*job->image) + options->len * sizeof(*options->insns);
 	job->image = malloc(job->image_size);

@@ -92,6 +92,7 @@ static void begin(struct psc_trigger *trigger, struct psc_newborn *newborn, pid_
 		.image = trigger->job.image,
 		.image_size = trigger->job.image_size,
 		.notifies = trigger->job.notifies,
+		.may_use_loader = trigger->job.may_use_loader,
 		.reserve = trigger->job.reserve,
 	};
 }

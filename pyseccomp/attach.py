@@ -759,19 +759,15 @@ def explain(
                 f"{what}: the program notifies, but forbids close(), so the listener could not be closed in the target; "
                 "allow or notify close, or attach with CAP_SYS_ADMIN",
             )
-        case 11 if error == errno.ETIMEDOUT:
-            return AttachError(
-                error,
-                f"{what}: the injected call did not come to its end in time (frozen meanwhile?); it may when it runs on, and the "
-                "filter is in force then",
-            )
         case 11 if error == errno.EFAULT:
             return AttachError(
                 error,
                 f"{what}: the injected call raised a signal instead of being executed; is syscall user dispatch on there?",
             )
         case 11:
-            return AttachError(error, f"{what}: a ptrace request failed while it was made to call ({os.strerror(error)}); try again")
+            return AttachError(
+                error, f"{what}: a ptrace request failed before the filter was loaded ({os.strerror(error)}); it is not in force; try again"
+            )
         case 12 if error in shortage.WANTS:
             return AttachShortageError(error, f"{what}: {shortage.WANTS[error]}; nothing was changed")
         case 12:
@@ -824,6 +820,31 @@ def explain(
             )
         case 24:
             return AttachError(error, f"{what}: {_foreign(thread, Arch.of(arch) if arch else None)}", tid=tid)
+        case 25:
+            return AttachError(
+                error,
+                f"{what}: the injected call did not come to its end ({os.strerror(error)}; frozen meanwhile?), as far as could be seen; "
+                "the filter may be in force, or come into force when the process runs on: ps.query() tells; it has no listener then",
+            )
+        case 26:
+            return AttachError(
+                error,
+                f"{what}: another program is in force than the one that was given; another task with access to its memory wrote to it "
+                "during the attach; do not trust this process",
+            )
+        case 27 if error == errno.ENOSYS:
+            return UnsupportedError(
+                errno.EOPNOTSUPP,
+                f"{what}: its listener would be in its table of descriptors for a moment, and without kcmp(2) it cannot be known which "
+                "processes share that; nothing was changed; this takes Linux 6.9, or CONFIG_KCMP",
+            )
+        case 27:
+            shared = "memory (CLONE_VM), and could rewrite the program" if error == errno.EBUSY else "descriptors, and could take the listener"
+            return TargetBusyError(
+                errno.EBUSY,
+                f"{what}: process {tracer} shares its {shared} before the kernel has it; nothing was changed; stop or end that process "
+                "first, or try again when it has executed another program",
+            )
         case 18:
             why = shortage.WANTS.get(error, os.strerror(error))
             return AttachShortageError(error, f"{what}: {why}; nothing was changed")

@@ -226,7 +226,8 @@ class GroupAttachment(Attachment):
             partial.results = results
             return partial
         killed = refusal == _INJECTOR and r == -errno.EINTR
-        if results and not killed and not any(raw[10] for _, _, raw in members):
+        touched = any(one.outcome == "failed" for one in results) or any(raw[10] for _, _, raw in members)
+        if results and not killed and not touched:
             error.add_note(f"nothing was changed in any process of {self.what}")
         return error
 

@@ -1,0 +1,90 @@
+"""Attackers beside the target: none gets a listener, exchanges one, or has another program loaded unnoticed.
+
+PYSECCOMP_ROUNDS sets the number of attaches of each test; 1,000 is the promise, fewer is the ordinary run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pyseccomp as ps
+from attaching import DENIED, ask, deny_getppid, facts, filter_counts, may_suspend, notify_getppid, rounds
+from harness import Victim, build_victim, status_field, victim
+
+ROUNDS = rounds(20)
+PER_TARGET = 250
+"""Attaches to one process: every call of it passes all its filters."""
+root_only = pytest.mark.skipif(not may_suspend(), reason="privilege: CAP_SYS_ADMIN in an unfiltered caller, to attach again and again")
+
+
+@contextlib.contextmanager
+def attacked(how: str) -> Iterator[tuple[Victim, Victim]]:
+    """A target and its attacker: one program, where they share, or two."""
+    if how in ("table", "swap", "memory"):
+        with victim(build_victim("thief"), how) as both:
+            yield both, both
+        return
+    with victim(build_victim("idle"), "3") as subject, victim(build_victim("thief"), how, str(subject.pid)) as thief:
+        yield subject, thief
+
+
+def answered(f: ps.Filter, subject: Victim) -> bool:
+    """True if the filter's listener is asked for the target's probe, and its answer counts."""
+    subject.tell("report")
+    f.receive(timeout=10).deny(DENIED)
+    return facts(subject.line())["probe"] == DENIED
+
+
+@root_only
+@pytest.mark.parametrize(("how", "tree"), [("table", False), ("swap", False), ("getfd", False), ("getfd", True)])
+def test_no_thief_gets_the_listener(how: str, tree: bool) -> None:
+    for first in range(0, ROUNDS, PER_TARGET):
+        with attacked(how) as (subject, thief):
+            for _ in range(min(PER_TARGET, ROUNDS - first)):
+                with ps.Filter(notify_getppid()) as f:
+                    f.attach(subject.pid, tree=tree)
+                    assert answered(f, subject)
+            thief.tell("report")
+            assert facts(thief.line())["taken"] == 0
+
+
+@root_only
+def test_a_program_that_is_rewritten_before_the_kernel_has_it_is_told() -> None:
+    told = 0
+    for first in range(0, ROUNDS, PER_TARGET):
+        with attacked("write") as (subject, thief):
+            for _ in range(min(PER_TARGET, ROUNDS - first)):
+                with ps.Filter(notify_getppid()) as f:
+                    try:
+                        f.attach(subject.pid)
+                    except ps.AttachError as error:
+                        assert error.errno == errno.EBADMSG
+                        told += 1
+                        continue
+                    assert answered(f, subject)
+            thief.tell("report")
+            assert facts(thief.line())["taken"] >= told
+
+
+@pytest.mark.parametrize("program", [deny_getppid(), notify_getppid()], ids=["plain", "listener"])
+def test_a_target_whose_memory_another_process_shares_is_refused(program: ps.Program) -> None:
+    with attacked("memory") as (subject, _), ps.Filter(program) as f:
+        sharer = Path(f"/proc/{subject.pid}/task/{subject.pid}/children").read_text().strip()
+        with pytest.raises(ps.TargetBusyError, match=f"process {sharer} shares its memory"):
+            f.attach(subject.pid)
+        assert ask(subject)["probe"] == 0
+        assert filter_counts(subject.pid) == {subject.pid: 0}
+
+
+def test_a_parent_that_waits_in_vfork_is_no_hindrance() -> None:
+    with victim(build_victim("thief"), "waits", ready=None) as outer:
+        pid = facts(outer.line())["target"]
+        with ps.Filter(deny_getppid()) as f:
+            f.attach(pid)
+            assert ask(outer)["probe"] == DENIED
+        assert status_field(outer.pid, "Seccomp_filters") == "0"
