@@ -6,8 +6,9 @@
  *   - TSYNC on our own threads does not reach it, so it can answer ourselves;
  *   - it needs no lock that a trapped thread can hold: it neither allocates nor
  *     uses stdio, and what is changed for it, it changes itself, by command;
- *   - it ends with us (PDEATHSIG), the listener is closed with it, and the kernel
- *     answers ENOSYS to what is gated: closed, not open.
+ *   - it ends with us (PDEATHSIG; where that is refused it looks every TICK_MS), the
+ *     listener is closed with it, and the kernel answers ENOSYS to what is gated:
+ *     closed, not open.
  *
  * Its twin, the heir, only sleeps. When we are dead it closes all descriptors but
  * those of guarded gates, activates these and serves them on, the notification that
@@ -26,6 +27,8 @@
 #include "trap.h"
 
 #include <fcntl.h>
+#include <linux/futex.h>
+#include <linux/kcmp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -34,6 +37,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -41,6 +45,9 @@
 #define MAX_ERRNO 4095
 #define MAX_HANDED 1024
 #define COMMANDS UINT32_MAX /* in epoll */
+#define TICK_MS 50
+#define MAX_CLOSED (1U << 20)
+#define FULL_MS 1 /* the user does not keep up: look again */
 #define NOT_YET INT32_MIN
 #define TAKEN (INT32_MIN + 1)
 
@@ -138,6 +145,8 @@ struct gated {
 	int fd;
 	unsigned int slot;
 	bool served;
+	bool stuck; /* its last notification waits for room in the user's inbox, and its callers behind it */
+	union psc_notif kept;
 	struct psc_gate_care care;
 	struct psc_event route; /* to the user's inbox */
 	size_t n_triggers;
@@ -196,36 +205,39 @@ static int answer_for_user(int fd, const struct psc_answer *answer, const union 
 	return answer->kind == PSC_HOLD ? psc_notify_error(fd, notif->n.id, ENOSYS) : psc_notify_answer(fd, &notif->n, answer);
 }
 
-/* For the heir. Full: what was answered is forgotten, or is waited for. */
-static void remember(struct judge *judge, const struct gated *gated, const union psc_notif *notif)
+/* For the standby. Full: what was answered is forgotten. -EAGAIN: nothing was. */
+static int remember(struct judge *judge, const struct gated *gated, const union psc_notif *notif)
 {
-	const struct timespec nap = { 0, 100000 };
+	size_t kept = 0;
 
-	while (judge->n_handed == MAX_HANDED) {
-		size_t kept = 0;
-
+	if (judge->n_handed == MAX_HANDED) {
 		for (size_t i = 0; i < MAX_HANDED; i++)
 			if (psc_notify_valid(judge->handed[i].fd, judge->handed[i].notif.n.id) == 0)
 				judge->handed[kept++] = judge->handed[i];
 		judge->n_handed = kept;
 		if (kept == MAX_HANDED)
-			nanosleep(&nap, NULL);
+			return -EAGAIN;
 	}
 	judge->handed[judge->n_handed] = (struct taken){ gated->fd, gated->care.answer, *notif };
 	judge->n_handed++;
+	return 0;
 }
 
+/* -EAGAIN: the user does not keep up, so its callers wait. Callers of other gates do not. */
 static int hand_on(struct judge *judge, const struct gated *gated, const union psc_notif *notif)
 {
-	const struct timespec nap = { 0, 100000 };
+	bool guarded = gated->care.guarded && judge->handed;
+	int r = 0;
 
 	if (!judge->inbox)
 		return answer_for_user(gated->fd, &gated->care.answer, notif);
-	if (gated->care.guarded && judge->handed)
-		remember(judge, gated, notif);
-	while (psc_inbox_feed(judge->inbox, &gated->route, notif) < 0)
-		nanosleep(&nap, NULL); /* the user does not keep up: nor do the callers */
-	return 0;
+	if (guarded)
+		r = remember(judge, gated, notif);
+	if (r == 0)
+		r = psc_inbox_feed(judge->inbox, &gated->route, notif) < 0 ? -EAGAIN : 0;
+	if (r < 0 && guarded && judge->n_handed && judge->handed[judge->n_handed - 1].notif.n.id == notif->n.id)
+		judge->n_handed--;
+	return r;
 }
 
 /* Where SIGSYS cannot be handled the kernel kills. Who cannot be traced is denied. */
@@ -271,27 +283,32 @@ static bool triggers(const struct gated *gated, const struct seccomp_data *data)
 	return false;
 }
 
-static void answer(struct judge *judge, const struct gated *gated, const union psc_notif *notif)
+/* -EAGAIN: not yet, see hand_on(). All else that fails is a call that is over. */
+static int answer(struct judge *judge, const struct gated *gated, const union psc_notif *notif)
 {
 	enum psc_gate_state state = psc_page_state(judge->page, gated->slot);
 
 	if (state == PSC_GATE_ACTIVE)
-		(void)!answer_as_program(judge, gated, notif);
-	else if (psc_notify_continue(gated->fd, notif->n.id) == 0 && state == PSC_GATE_INACTIVE &&
+		return answer_as_program(judge, gated, notif);
+	if (psc_notify_continue(gated->fd, notif->n.id) == 0 && state == PSC_GATE_INACTIVE &&
 		 triggers(gated, &notif->n.data))
 		psc_page_store(judge->page, gated->slot, PSC_GATE_ACTIVE);
+	return 0;
 }
 
 /* What poll says is there is taken and answered. False: no task is left. */
-static bool serve_one(struct judge *judge, const struct gated *gated, bool pending)
+static bool serve_one(struct judge *judge, struct gated *gated, bool pending)
 {
 	if (!pending)
 		return false;
 	judge->now->notif.n.id = 0;
 	judge->now->fd = gated->fd;
 	judge->now->answer = gated->care.answer;
-	if (psc_notify_receive(gated->fd, &judge->now->notif) == 0)
-		answer(judge, gated, &judge->now->notif);
+	if (psc_notify_receive(gated->fd, &judge->now->notif) == 0 &&
+	    answer(judge, gated, &judge->now->notif) == -EAGAIN && judge->inbox) {
+		gated->kept = judge->now->notif;
+		gated->stuck = true;
+	}
 	judge->now->notif.n.id = 0;
 	return true;
 }
@@ -315,8 +332,12 @@ struct psc_gate {
 	struct sock_filter *insns;
 	pid_t owner;
 	pthread_t keeper;
-	_Atomic pid_t keeper_tid, server_pid;
+	_Atomic pid_t keeper_tid;
+	_Atomic pid_t server_tid; /* the kernel clears it, and wakes, at the end of the server */
 	_Atomic bool has_heir;
+	_Atomic int start_error;
+	bool looks;   /* the server: no signal tells it of our death */
+	bool polling; /* epoll was refused */
 	char *stack; /* the server's, then the heir's */
 	struct taken now, handed[MAX_HANDED];
 	int epoll, bell;
@@ -325,14 +346,28 @@ struct psc_gate {
 	_Atomic uint32_t given, done;
 	enum order order;
 	struct gated *subject;
-	bool added; /* the last one; it may have ended since */
+	int added; /* 0 or -errno of the last one, which may have ended since */
 	_Atomic int installed;
 	_Atomic bool stopping;
 	_Atomic bool leaving;	  /* we live on, but the standby is to act as at our death */
 	_Atomic int left; /* NOT_YET; then 0, or why it could not */
 
 	struct gated *gated[PSC_GATE_SLOTS];
+	struct pollfd polled[PSC_GATE_SLOTS + 1];
 };
+
+static void nap_ms(int ms)
+{
+	const struct timespec nap = { 0, ms * 1000000L };
+
+	psc_sys(SYS_nanosleep, &nap, 0);
+}
+
+/* An exec of ours ends the keeper as well. */
+static bool manager_lives(const struct psc_gate *gate)
+{
+	return psc_sys(SYS_getppid) == gate->owner && psc_sys(SYS_tgkill, gate->owner, gate->keeper_tid, 0) == 0;
+}
 
 /* In the server, when it has taken the order to await a listener: whoever installs
  * may not be able to make another call until it is answered. */
@@ -340,20 +375,32 @@ static void await_listener(struct psc_gate *gate)
 {
 	const struct timespec nap = { 0, 20000 };
 
-	while (gate->installed == NOT_YET)
+	while (gate->installed == NOT_YET) {
 		nanosleep(&nap, NULL);
+		if (gate->looks && !manager_lives(gate))
+			_exit(0);
+	}
 }
 
-static void watch(struct psc_gate *gate, struct gated *gated)
+/* What epoll refuses for want of memory is served all the same, by poll(). */
+static int watch(struct psc_gate *gate, struct gated *gated)
 {
-	for (uint32_t i = 0; i < PSC_GATE_SLOTS; i++)
-		if (gate->gated[i] == gated) {
-			struct epoll_event e = { .events = EPOLLIN, .data.u32 = i };
+	struct epoll_event e = { .events = EPOLLIN };
+	int r = psc_notify_valid(gated->fd, 0);
 
-			(void)!psc_notify_sync_wakeup(gated->fd, true);
-			psc_inbox_bind(gate->judge.inbox, &gated->route, gated->fd);
-			gated->served = epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gated->fd, &e) == 0;
-		}
+	if (r != -ENOENT) /* no listener */
+		return r < 0 ? r : -ENOTTY;
+	while (e.data.u32 < PSC_GATE_SLOTS && gate->gated[e.data.u32] != gated)
+		e.data.u32++;
+	(void)!psc_notify_sync_wakeup(gated->fd, true);
+	psc_inbox_bind(gate->judge.inbox, &gated->route, gated->fd);
+	if (epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gated->fd, &e) < 0) {
+		if (errno == EEXIST || errno == EBADF)
+			return -errno;
+		gate->polling = true;
+	}
+	gated->served = true;
+	return 0;
 }
 
 static void unwatch(struct psc_gate *gate, struct gated *gated)
@@ -375,8 +422,7 @@ static void obey(struct psc_gate *gate)
 	if (gate->done == gate->given)
 		return;
 	if (order == ORDER_ADD) {
-		watch(gate, subject);
-		gate->added = subject->served;
+		gate->added = watch(gate, subject);
 	} else if (order == ORDER_REMOVE) {
 		unwatch(gate, subject);
 	} else if (order == ORDER_STOP) {
@@ -388,7 +434,7 @@ static void obey(struct psc_gate *gate)
 	await_listener(gate);
 	if (gate->installed >= 0) {
 		subject->fd = gate->installed;
-		watch(gate, subject);
+		(void)!watch(gate, subject); /* a new listener: nothing that is left can fail */
 	}
 	gate->installed = TAKEN;
 }
@@ -429,32 +475,125 @@ static int keep_deadlines(struct psc_gate *gate)
 	return next < 1000000 ? (int)next : 1000000;
 }
 
+/* What a user that does not keep up left here goes on when there is room. Returns true while one waits. */
+static bool retry_stuck(struct psc_gate *gate)
+{
+	bool waits = false;
+
+	for (uint32_t i = 0; i < PSC_GATE_SLOTS; i++) {
+		struct epoll_event e = { .events = EPOLLIN, .data.u32 = i };
+		struct gated *gated = gate->gated[i];
+
+		if (!gated || !gated->served || !gated->stuck)
+			continue;
+		if (answer(&gate->judge, gated, &gated->kept) == -EAGAIN) {
+			waits = true;
+			continue;
+		}
+		gated->stuck = false;
+		epoll_ctl(gate->epoll, EPOLL_CTL_MOD, gated->fd, &e);
+	}
+	return waits;
+}
+
+static int poll_all(struct psc_gate *gate, struct epoll_event *ret_events, int size, int timeout)
+{
+	int n = 0;
+
+	for (uint32_t i = 0; i < PSC_GATE_SLOTS; i++) {
+		const struct gated *gated = gate->gated[i];
+
+		gate->polled[i] = (struct pollfd){ gated && gated->served && !gated->stuck ? gated->fd : -1, POLLIN, 0 };
+	}
+	gate->polled[PSC_GATE_SLOTS] = (struct pollfd){ gate->bell, POLLIN, 0 };
+	if (poll(gate->polled, psc_array_size(gate->polled), timeout) < 0) {
+		if (errno != EINTR)
+			nap_ms(1);
+		return 0;
+	}
+	/* An order may be waiting, so the bell is not reported: the caller looks by itself. */
+	for (uint32_t i = 0; i < PSC_GATE_SLOTS && n < size; i++)
+		if (gate->polled[i].fd >= 0 && gate->polled[i].revents)
+			ret_events[n++] = (struct epoll_event){ (uint32_t)gate->polled[i].revents, { .u32 = i } };
+	return n;
+}
+
+static int wait_for_events(struct psc_gate *gate, struct epoll_event *ret_events, int size, int timeout)
+{
+	int n = gate->polling ? -1 : epoll_wait(gate->epoll, ret_events, size, timeout);
+
+	if (n >= 0 || (!gate->polling && errno == EINTR))
+		return n < 0 ? 0 : n;
+	gate->polling = true;
+	return poll_all(gate, ret_events, size, timeout);
+}
+
+static void serve_event(struct psc_gate *gate, const struct epoll_event *event)
+{
+	struct gated *gated = event->data.u32 == COMMANDS ? NULL : gate->gated[event->data.u32];
+	struct epoll_event end = { .events = 0, .data = event->data };
+
+	if (!gated || !gated->served || (gated->stuck && !(event->events & EPOLLHUP)))
+		return;
+	if (gated->stuck || !serve_one(&gate->judge, gated, event->events & EPOLLIN)) {
+		gated->stuck = false;
+		unwatch(gate, gated);
+	} else if (gated->stuck) {
+		epoll_ctl(gate->epoll, EPOLL_CTL_MOD, gated->fd, &end);
+	}
+}
+
+static int sooner(int a, int b)
+{
+	return a < 0 || b < a ? b : a;
+}
+
 static void serve(struct psc_gate *gate)
 {
 	struct epoll_event events[16];
 
 	while (!gate->stopping) {
-		int n = epoll_wait(gate->epoll, events, psc_array_size(events), keep_deadlines(gate));
+		int timeout = keep_deadlines(gate), n;
 
-		for (int i = 0; i < n; i++) {
-			struct gated *gated = events[i].data.u32 == COMMANDS ? NULL : gate->gated[events[i].data.u32];
-
-			if (gated && gated->served && !serve_one(&gate->judge, gated, events[i].events & EPOLLIN))
-				unwatch(gate, gated);
-		}
+		if (retry_stuck(gate))
+			timeout = sooner(timeout, FULL_MS);
+		if (gate->looks)
+			timeout = sooner(timeout, TICK_MS);
+		n = wait_for_events(gate, events, psc_array_size(events), timeout);
+		if (gate->looks && !manager_lives(gate))
+			return;
+		for (int i = 0; i < n; i++)
+			serve_event(gate, &events[i]);
 		if (gate->done != gate->given)
 			obey(gate);
 	}
+}
+
+/* The server before this one was killed: what it had taken is answered. */
+static void answer_unfinished(struct psc_gate *gate)
+{
+	struct judge *judge = &gate->judge;
+
+	for (size_t i = 0; judge->now->notif.n.id && i < PSC_GATE_SLOTS; i++) {
+		struct gated *gated = gate->gated[i];
+
+		if (!gated || !gated->served || gated->stuck || gated->fd != judge->now->fd ||
+		    psc_notify_valid(gated->fd, judge->now->notif.n.id) < 0)
+			continue;
+		gated->kept = judge->now->notif;
+		gated->stuck = true; /* the loop does it first */
+	}
+	judge->now->notif.n.id = 0;
 }
 
 static int server(void *arg)
 {
 	struct psc_gate *gate = arg;
 
-	gate->server_pid = getpid();
-	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-	if (getppid() == gate->owner) {
+	gate->looks = prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0;
+	if (manager_lives(gate)) {
 		setsid();
+		answer_unfinished(gate);
 		serve(gate);
 	}
 	_exit(0);
@@ -462,32 +601,57 @@ static int server(void *arg)
 
 /* -------------------------------------------------------------------- heir */
 
-/* An exec of ours ends the keeper as well. */
-static bool manager_lives(const struct psc_gate *gate)
+/* Without a descriptor, of which there may be none. The number only tells that it is over. */
+static void await_end_of_server(struct psc_gate *gate)
 {
-	return psc_sys(SYS_getppid) == gate->owner && psc_sys(SYS_tgkill, gate->owner, gate->keeper_tid, 0) == 0;
-}
+	const struct timespec look = { 1, 0 };
+	pid_t tid;
 
-static void await_end_of_server(const struct psc_gate *gate)
-{
-	struct pollfd p = { .events = POLLIN };
-
-	p.fd = (int)psc_sys(SYS_pidfd_open, gate->server_pid, 0);
-	if (p.fd < 0)
-		return;
-	psc_sys(SYS_poll, &p, 1, -1);
-	psc_sys(SYS_close, p.fd);
+	while ((tid = gate->server_tid) != 0)
+		if (psc_sys(SYS_futex, &gate->server_tid, FUTEX_WAIT, tid, &look) == -ETIMEDOUT &&
+		    psc_sys(SYS_tgkill, tid, tid, 0) == -ESRCH)
+			return;
 }
 
 /* An exec of the manager ends its threads before it parts from the table of descriptors: until
- * then what is closed in it is closed in the new program. */
-static int keep_only(struct pollfd *fds, size_t n)
+ * then what is closed in it is closed in the new program. Where a policy refuses unshare(), the
+ * table of a manager that is dead is ours alone, and that of one that executes soon is. */
+static int part_from_manager(struct psc_gate *gate)
 {
-	long r = psc_sys(SYS_unshare, CLONE_FILES);
+	long r = psc_sys(SYS_unshare, CLONE_FILES), own = psc_sys(SYS_getpid);
+
+	for (int i = 0; r == -ENOMEM && i < 100; i++) {
+		nap_ms(10);
+		r = psc_sys(SYS_unshare, CLONE_FILES);
+	}
+	if (r == 0 || gate->leaving)
+		return (int)r;
+	for (int i = 0; i < 100 && psc_sys(SYS_getppid) == gate->owner; i++) {
+		if (psc_sys(SYS_kcmp, gate->owner, own, KCMP_FILES, 0, 0) > 0)
+			return 0;
+		nap_ms(TICK_MS);
+	}
+	return psc_sys(SYS_getppid) == gate->owner ? (int)r : 0;
+}
+
+static void close_between(unsigned int first, unsigned int last)
+{
+	struct rlimit limit = { 0 };
+
+	if (psc_sys(SYS_close_range, first, last, 0) == 0)
+		return;
+	psc_sys(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, &limit);
+	for (unsigned int fd = first; fd <= last && fd < limit.rlim_max && fd < MAX_CLOSED; fd++)
+		psc_sys(SYS_close, fd);
+}
+
+static int keep_only(struct psc_gate *gate, struct pollfd *fds, size_t n)
+{
 	unsigned int from = 0;
+	int r = part_from_manager(gate);
 
 	if (r < 0)
-		return (int)r;
+		return r;
 	for (;;) {
 		unsigned int next = UINT32_MAX;
 
@@ -495,7 +659,7 @@ static int keep_only(struct pollfd *fds, size_t n)
 			if ((unsigned int)fds[i].fd >= from && (unsigned int)fds[i].fd < next)
 				next = (unsigned int)fds[i].fd;
 		if (next > from)
-			(void)!psc_sys(SYS_close_range, from, next - 1, 0);
+			close_between(from, next - 1);
 		if (next == UINT32_MAX)
 			return 0;
 		from = next + 1;
@@ -511,9 +675,12 @@ static void answer_orphans(struct psc_gate *gate, struct gated **guarded, size_t
 		if (psc_notify_valid(judge->handed[i].fd, judge->handed[i].notif.n.id) == 0)
 			(void)!answer_for_user(judge->handed[i].fd, &judge->handed[i].answer, &judge->handed[i].notif);
 	for (size_t i = 0; i < n; i++)
+		if (guarded[i]->stuck && psc_notify_valid(guarded[i]->fd, guarded[i]->kept.n.id) == 0)
+			(void)!answer(judge, guarded[i], &guarded[i]->kept);
+	for (size_t i = 0; i < n; i++)
 		if (judge->now->notif.n.id && judge->now->fd == guarded[i]->fd &&
 		    psc_notify_valid(guarded[i]->fd, judge->now->notif.n.id) == 0)
-			answer(judge, guarded[i], &judge->now->notif);
+			(void)!answer(judge, guarded[i], &judge->now->notif);
 }
 
 static void inherit(struct psc_gate *gate)
@@ -534,13 +701,16 @@ static void inherit(struct psc_gate *gate)
 		fds[n++] = (struct pollfd){ .fd = gated->fd, .events = POLLIN };
 	}
 	gate->judge.inbox = NULL;
-	gate->left = keep_only(fds, n);
+	gate->left = keep_only(gate, fds, n);
 	if (!gate->leaving) /* else the memory is that of a process that lives */
 		prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	answer_orphans(gate, guarded, n);
 	while (n > 0) {
-		if (poll(fds, n, -1) < 0)
+		if (poll(fds, n, -1) < 0) {
+			if (errno != EINTR)
+				nap_ms(TICK_MS);
 			continue;
+		}
 		for (size_t i = n; i-- > 0;)
 			if (fds[i].revents && !serve_one(&gate->judge, guarded[i], fds[i].revents & POLLIN)) {
 				close(fds[i].fd);
@@ -555,37 +725,62 @@ static int heir(void *arg)
 	const uint64_t hangup = 1ull << (SIGHUP - 1);
 	struct psc_gate *gate = arg;
 
-	psc_sys(SYS_prctl, PR_SET_PDEATHSIG, SIGHUP);
+	const struct timespec tick = { 0, TICK_MS * 1000000 };
+	bool looks = psc_sys(SYS_prctl, PR_SET_PDEATHSIG, SIGHUP) < 0;
+	long r;
+
 	psc_sys(SYS_prctl, PR_SET_NAME, "psc-gate");
 	psc_sys(SYS_setsid);
-	while (!gate->leaving && manager_lives(gate))
-		psc_sys(SYS_rt_sigtimedwait, &hangup, 0, 0, sizeof(hangup));
+	while (!gate->leaving && manager_lives(gate)) {
+		r = psc_sys(SYS_rt_sigtimedwait, &hangup, 0, looks ? &tick : 0, sizeof(hangup));
+		if (r < 0 && r != -EAGAIN && r != -EINTR) { /* refused: no signal can be waited for */
+			looks = true;
+			nap_ms(TICK_MS);
+		}
+	}
 	if (!gate->leaving)
 		await_end_of_server(gate);
 	inherit(gate);
 	_exit(0);
 }
 
-/* Its thread-local storage is the server's, and the heir's when both are dead. Should
- * one of them be killed, another takes over. */
+static bool has_ended(pid_t pid)
+{
+	return kill(pid, 0) < 0 && errno == ESRCH;
+}
+
+/* Its thread-local storage is the server's, and the standby's when both are dead. Should
+ * one of them be killed, another takes over, as soon as the kernel makes one. */
 static void *keep_server(void *arg)
 {
 	const int flags = CLONE_VM | CLONE_FILES;
+	const int told = flags | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
 	struct psc_gate *gate = arg;
 	pid_t server_pid = 0, heir_pid = 0, ended;
+	bool begun = false, whole;
 
 	gate->keeper_tid = gettid();
 	while (!gate->stopping) {
 		if (heir_pid <= 0)
 			heir_pid = clone(heir, gate->stack + 2 * STACK_SIZE, flags, gate);
 		gate->has_heir = heir_pid > 0;
-		if (server_pid == 0)
-			server_pid = clone(server, gate->stack + STACK_SIZE, flags, gate);
-		if (server_pid < 0)
+		if (heir_pid < 0)
+			gate->start_error = -errno;
+		if (server_pid <= 0)
+			server_pid = clone(server, gate->stack + STACK_SIZE, told, gate, &gate->server_tid, NULL, &gate->server_tid);
+		if (server_pid < 0 && !begun) {
+			gate->start_error = -errno;
 			break;
-		ended = waitpid(-1, NULL, __WALL | __WNOTHREAD);
-		server_pid = ended == server_pid ? 0 : server_pid;
-		heir_pid = ended == heir_pid ? 0 : heir_pid;
+		}
+		begun = true;
+		whole = server_pid > 0 && heir_pid > 0;
+		ended = waitpid(-1, NULL, __WALL | __WNOTHREAD | (whole ? 0 : WNOHANG));
+		if (!whole || ended < 0)
+			nap_ms(20);
+		if (ended == server_pid || (ended < 0 && server_pid > 0 && has_ended(server_pid)))
+			server_pid = 0;
+		if (ended == heir_pid || (ended < 0 && heir_pid > 0 && has_ended(heir_pid)))
+			heir_pid = 0;
 	}
 	gate->stopping = true;
 	if (heir_pid > 0) {
@@ -684,8 +879,9 @@ int psc_gate_new(struct psc_page *page, const struct sock_filter *insns, size_t 
 	/* From here on both are there, or a gate is not made at all. */
 	r = command(gate, ORDER_NOTHING, NULL);
 	if (r < 0 || !gate->has_heir) {
+		r = gate->start_error < 0 ? gate->start_error : -EAGAIN;
 		psc_gate_free(gate);
-		return -EAGAIN;
+		return r;
 	}
 	*ret_gate = gate;
 	return 0;
@@ -778,8 +974,8 @@ int psc_gate_add(struct psc_gate *gate, int listener, unsigned int slot, const s
 	r = make_gated(gate, listener, slot, list, n_triggers, care, &gated);
 	if (r == 0) {
 		r = command(gate, ORDER_ADD, gated);
-		if (r == 0 && !gate->added)
-			r = -ENOTTY;
+		if (r == 0)
+			r = gate->added;
 		if (r < 0) {
 			psc_inbox_unreserve(gate->judge.inbox, &gated->route);
 			forget(gate, gated);
