@@ -39,6 +39,9 @@
 
 #define STACK_SIZE 16384
 #define CHECK_SECONDS 2
+#define FIRST_NAP_NS 1000000
+#define LONGEST_NAP_NS 100000000
+#define LAST_WORDS 50 /* naps for a creator that does not read, once the process has ended */
 
 static const char magic[8] = "PSCPARK";
 
@@ -88,6 +91,27 @@ static bool thread_lives(const struct psc_park *park, int32_t tid)
 	return raw(SYS_tgkill, park->owner, tid, 0, 0) != -ESRCH;
 }
 
+static bool may_pass(long error)
+{
+	return error == -EINTR || error == -EAGAIN || error == -ENOBUFS || error == -ENOMEM || error == -ETOOMANYREFS;
+}
+
+/* The listener is in no other table: it is kept here until it could be sent. What the kernel refuses
+ * for good (EPIPE: the creator has ended) ends it, and so does the end of the process after a while. */
+static void send_last_words(struct psc_park *park)
+{
+	struct timespec nap = { 0, FIRST_NAP_NS };
+	int left = LAST_WORDS;
+
+	while (may_pass(raw(SYS_sendmsg, park->channel, (long)&park->m, MSG_NOSIGNAL | MSG_DONTWAIT, 0))) {
+		if (raw(SYS_kill, park->owner, 0, 0, 0) == -ESRCH && left-- == 0)
+			return;
+		raw(SYS_nanosleep, (long)&nap, 0, 0, 0);
+		if (nap.tv_nsec < LONGEST_NAP_NS)
+			nap.tv_nsec *= 2;
+	}
+}
+
 static int help(void *data)
 {
 	struct psc_park *park = data;
@@ -100,7 +124,7 @@ static int help(void *data)
 	/* The others that were woken with ours go first: nothing is in force there yet. */
 	raw(SYS_sched_yield, 0, 0, 0, 0);
 	park->message.kind = park->tried ? PSC_PARK_DONE : PSC_PARK_GONE;
-	raw(SYS_sendmsg, park->channel, (long)&park->m, MSG_NOSIGNAL, 0);
+	send_last_words(park);
 	raw(SYS_exit, 0, 0, 0, 0);
 	return 0;
 }
@@ -224,15 +248,20 @@ static int announce(struct psc_park *park)
 		uint8_t room[CMSG_SPACE(sizeof(int))];
 	} control = { .header = { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
 	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
-	ssize_t r;
+	const struct timespec nap = { 0, 10000000 };
+	ssize_t r = -1;
 
 	if (pidfd < 0)
 		return pidfd;
 	hello.kind = PSC_PARK_HELLO;
 	memcpy(CMSG_DATA(&control.header), &pidfd, sizeof(int));
-	do
+	for (int i = 0; i < 100; i++) {
 		r = sendmsg(park->channel, &m, MSG_NOSIGNAL);
-	while (r < 0 && errno == EINTR);
+		if (r >= 0 || !may_pass(-errno))
+			break;
+		if (errno != EINTR)
+			raw(SYS_nanosleep, (long)&nap, 0, 0, 0);
+	}
 	return r < 0 ? -errno : 0;
 }
 

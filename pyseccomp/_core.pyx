@@ -182,6 +182,14 @@ cdef extern from "<sys/socket.h>" nogil:
     enum: SCM_RIGHTS
     enum: MSG_CMSG_CLOEXEC
     enum: MSG_DONTWAIT
+    enum: MSG_PEEK
+    enum: MSG_CTRUNC
+    enum: SO_LINGER
+    struct linger:
+        int l_onoff
+        int l_linger
+    int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
+    ssize_t recv(int fd, void *buffer, size_t size, int flags)
     struct iovec:
         void *iov_base
         size_t iov_len
@@ -308,28 +316,62 @@ def socket_kind(int fd) -> tuple[int, int]:
 
 
 def receive_now(Fd sock not None, size_t size) -> tuple[bytes, list[Fd], int]:
-    """Receive one message that is there, with its descriptors, CLOEXEC, and the flags. Raises BlockingIOError when none is."""
+    """Receive one message that is there, with its descriptors, CLOEXEC, and the flags.
+
+    Raises BlockingIOError when none is. OSError (EMFILE): its descriptors find no room in this process; it stays the next one.
+    """
     cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
     cdef char control[2048]
     cdef iovec part
     cdef msghdr m
-    cdef cmsghdr *c
     cdef ssize_t r
-    cdef size_t i
     cdef list fds = []
     part.iov_base, part.iov_len = PyBytes_AS_STRING(data), size
     memset(&m, 0, sizeof(m))
     m.msg_iov, m.msg_iovlen, m.msg_control, m.msg_controllen = &part, 1, control, sizeof(control)
-    r = recvmsg(sock.fd, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
-    if r < 0:
-        raise OSError(c_errno, os.strerror(c_errno))
-    c = CMSG_FIRSTHDR(&m)
+    for _ in range(3):
+        # A look installs copies; the message leaves the queue when they have found room.
+        m.msg_controllen = sizeof(control)
+        r = recvmsg(sock.fd, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT | MSG_PEEK)
+        if r < 0:
+            raise OSError(c_errno, os.strerror(c_errno))
+        fds = _received(&m)
+        if not m.msg_flags & MSG_CTRUNC:
+            break
+        close_foreign(fds)
+        fds = []
+        _check_room(sock)
+    # What was still cut is more than a message of ours has, or refused by a security module.
+    recv(sock.fd, control, 1, MSG_DONTWAIT)
+    return data[:r], fds, m.msg_flags
+
+
+cdef list _received(msghdr *m):
+    """Own the descriptors that came with a message."""
+    cdef list fds = []
+    cdef cmsghdr *c = CMSG_FIRSTHDR(m)
+    cdef size_t i
     while c != NULL:
         if c.cmsg_level == SOL_SOCKET and c.cmsg_type == SCM_RIGHTS:
             for i in range((c.cmsg_len - CMSG_LEN(0)) // sizeof(int)):
                 fds.append(_own((<int *>CMSG_DATA(c))[i]))
-        c = CMSG_NXTHDR(&m, c)
-    return data[:r], fds, m.msg_flags
+        c = CMSG_NXTHDR(m, c)
+    return fds
+
+
+cdef int _check_room(Fd sock) except -1:
+    """Raise OSError (EMFILE) if this process can have no descriptor more."""
+    os.close(fcntl.fcntl(sock.fd, fcntl.F_DUPFD_CLOEXEC, 3))
+
+
+def close_foreign(list fds) -> None:
+    """Close what a peer sent: without SO_LINGER, for the close of the last copy of such a socket waits for its other end."""
+    cdef linger now
+    cdef Fd fd
+    now.l_onoff, now.l_linger = 0, 0
+    for fd in fds:
+        setsockopt(fd.fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now))  # ENOTSOCK for all others
+        fd.close()
 
 
 def receive_fds(sock, size_t size, int most) -> tuple[bytes, list[Fd], int]:

@@ -36,7 +36,8 @@ _AT_ONCE: Final = 1024
 _EACH: Final = 0.00005
 _LONGEST: Final = 0.005
 _PAUSE: Final = 0.05
-"""Nothing for so long: whoever was woken and is silent does not run, or is gone."""
+"""Nothing for so long: a process that was woken and is silent does not run, or is gone."""
+_WITHOUT_LISTENER: Final = "in force, but its listener is lost, so its notified calls fail with ENOSYS"
 
 
 class Channel:
@@ -45,6 +46,8 @@ class Channel:
     def __init__(self) -> None:
         self.ours, self.theirs = _core.socket_pair(socket.SOCK_SEQPACKET)
         self.fd = self.ours.fileno()
+        self.refused: OSError | None = None
+        """What kept the next message from being received; it waits."""
 
     def close(self) -> None:
         """Close both ends: who is parked stays so."""
@@ -181,6 +184,7 @@ class Parked(Attachment):
         self._filters = {thread.tid: thread.filters for thread in task.threads}
         self._error = 0
         self._done = False
+        self._woken = False
 
     @property
     def activated(self) -> bool:
@@ -203,6 +207,7 @@ class Parked(Attachment):
         # First of all; whether it lives yet is asked afterwards.
         channel, deadline = self._filter._channel, time.monotonic() + self.timeout
         if self._filter._page.writable and channel is not None:
+            self._woken = True
             wait = 0 if self._done or self.lost else int(min(self.timeout, _PAUSE) * 1000)
             self._filter._page.wake(self._word, gate.ACTIVE, channel.fd, self._pidfd, wait)
         self._confirm(deadline)
@@ -217,32 +222,45 @@ class Parked(Attachment):
             if ended and not self._done and not self.lost:
                 raise TargetGoneError(errno.ESRCH, f"parked process {self.pid}: it has ended, and said nothing of the filter")
             if time.monotonic() >= deadline and not self._done and not self.lost:
-                raise AttachTimeoutError(errno.ETIMEDOUT, f"parked process {self.pid}: nothing within {self.timeout} s; is it stopped?")
+                raise AttachTimeoutError(errno.ETIMEDOUT, f"parked process {self.pid}: nothing within {self.timeout} s; {self._why_silent()}")
         if self.lost:
             raise TargetGoneError(errno.ESRCH, f"parked process {self.pid}: its thread ended before (exec, death, or given up)")
+        if self._error and self.result is not None:
+            raise AttachError(self._error, f"parked process {self.pid}: {_WITHOUT_LISTENER}: {os.strerror(self._error)}")
         if self._error:
             raise AttachError(self._error, f"parked process {self.pid}: the kernel refused: {os.strerror(self._error)}")
+
+    def _why_silent(self) -> str:
+        channel = self._filter._channel
+        if channel is not None and channel.refused is not None:
+            return f"its message cannot be received here ({channel.refused.strerror}) and waits"
+        if not self.closed and self._judge(query(pidfd=self._pidfd)) == "active":
+            return "the filter is in force; its listener cannot be sent yet, and is kept by its process"
+        return "is it stopped?"
 
     def _end(self, error: int, listener: int | None) -> bool:
         """Take what its helper reports, if the kernel says so too; True if the listener was taken."""
         self._done = True
         task = query(pidfd=self._pidfd)
+        lost = 0
         if not error and task.state != "dead" and self._bare(task):
             error = -errno.EBADMSG
-        if not error and listener is not None:
+        if not error and self._filter.program.notifies and listener is None:
+            lost = errno.EBADMSG
+        elif not error and listener is not None:
             try:
                 self._filter._listen((listener,))
             except OSError as refused:
-                error = -(refused.errno or errno.EBADMSG)
-        self._error = -error
+                lost, listener = refused.errno or errno.EBADMSG, None
+        self._error = lost or -error
         if error:
             self._changed("inactive", f"what was parked is not in force: {os.strerror(-error)}")
             return False
         outcomes = tuple(ThreadOutcome(tid, n, n + 1 if n is not None else None) for tid, n in self._filters.items())
         self._listeners = () if listener is None else (listener,)
         self.result = AttachResult(outcomes, False, False, 0, 0)
-        self._changed("active", "activated: it was parked")
-        return True
+        self._changed("active", f"{_WITHOUT_LISTENER}: {os.strerror(lost)}" if lost else "activated: it was parked")
+        return listener is not None
 
     def _bare(self, task: TaskState) -> bool:
         """Whether a thread of it carries no more filters than when it parked."""
@@ -256,7 +274,7 @@ class Parked(Attachment):
         if self.lost:
             return "detached"
         if self.result is None:
-            return "inactive"
+            return "active" if self._woken and not self._bare(task) else "inactive"
         return "detached" if self._bare(task) else "active"
 
     def query(self) -> AttachmentState:
@@ -280,7 +298,10 @@ def activate(filter: Filter, channel: Channel) -> None:
         filter._page.wake(0, gate.ACTIVE, channel.fd, -1, int(_PAUSE * 1000))
     except PermissionError:
         gate.write(filter, 0, gate.ACTIVE, "activate what is parked")
-    count = sum(not one._done and not one.lost for one in filter._parked_ones())
+    waiting = [one for one in filter._parked_ones() if not one._done and not one.lost]
+    for one in waiting:
+        one._woken = True
+    count = len(waiting)
     found: list[_Received] = []
     try:
         while (left := count - len(found)) > 0:
@@ -300,38 +321,46 @@ def hear(filter: Filter, channel: Channel, timeout: float = 0.0, pidfd: int | No
         select.select([channel.fd, *([] if pidfd is None else [pidfd])], [], [], timeout)
     found: list[_Received] = []
     try:
-        _receive(channel, found)
+        if not _receive(channel, found) and channel.refused is not None:
+            time.sleep(min(timeout, _LONGEST))  # the socket is readable all the time
         _take_all(filter, found)
     finally:
         _close_all(found)
 
 
-_Received = tuple[bytes, list[_core.Fd], int]
+_Received = tuple[bytes, list[_core.Fd]]
 
 
 def _receive(channel: Channel, found: list[_Received]) -> bool:
     """Receive what there is; False if there is nothing."""
     before = len(found)
     while len(found) < before + _AT_ONCE:
+        channel.refused = None
         try:
-            found.append(_core.receive_now(channel.ours, _MESSAGE.size + 1))
+            data, fds, flags = _core.receive_now(channel.ours, _MESSAGE.size + 1)
         except BlockingIOError:
             break
-        if not found[-1][0]:
+        except OSError as error:  # no free descriptor, no memory: the message stays where it is
+            channel.refused = error
             break
+        if not data:
+            _core.close_foreign(fds)
+            break
+        if len(data) == _MESSAGE.size and len(fds) <= 1 and not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+            found.append((data, fds))
+        else:
+            _core.close_foreign(fds)
     return len(found) > before
 
 
 def _take_all(filter: Filter, found: list[_Received]) -> None:
-    for data, fds, flags in found:
-        if len(data) == _MESSAGE.size and len(fds) <= 1 and not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
-            _take(filter, data, fds)
+    for data, fds in found:
+        _take(filter, data, fds)
 
 
 def _close_all(found: list[_Received]) -> None:
-    for _, fds, _ in found:
-        for fd in fds:
-            fd.close()
+    for _, fds in found:
+        _core.close_foreign(fds)
 
 
 def _take(filter: Filter, data: bytes, fds: list[_core.Fd]) -> None:
@@ -346,9 +375,7 @@ def _take(filter: Filter, data: bytes, fds: list[_core.Fd]) -> None:
             fds.pop().detach()
             filter._adopt_parked(attachment)
     elif kind == _DONE and known is not None and not known._done:
-        if result == 0 and filter.program.notifies and not fds:
-            result = -errno.EBADMSG
-        if known._end(min(result, 0), fds[0].number if fds and filter.program.notifies else None) and filter.program.notifies:
+        if known._end(min(result, 0), fds[0].number if fds and filter.program.notifies else None):
             fds.pop().detach()
     elif kind == _GONE and known is not None and not known._done and not known.lost:
         known.lost = True
