@@ -38,6 +38,7 @@
 #define STACK_SIZE (256 * 1024)
 #define MAX_TRIES_PERMISSION 20
 #define MAX_TRIES_SHARED 100 /* a child of vfork() executes soon */
+#define MAX_EXIT_NAPS 1000
 /* Tries; after them whoever executes has lost its processor. */
 #define SOON 100
 #define SOON_PERMISSION 10
@@ -139,23 +140,29 @@ int psc_injector_run(int (*work)(void *), void *arg)
 struct errand {
 	int (*work)(void *);
 	void *arg;
+	pid_t tid;
 };
 
 static void *in_thread(void *arg)
 {
-	const struct errand *errand = arg;
+	struct errand *errand = arg;
 
+	errand->tid = (pid_t)psc_sys(SYS_gettid);
 	errand->work(errand->arg);
 	return NULL;
 }
 
+/* What the thread left traced is detached by its exit, which is over after the join. */
 static int run_thread(struct errand *errand)
 {
+	const struct timespec nap = { 0, 20000 };
 	pthread_t thread;
 	int r = pthread_create(&thread, NULL, in_thread, errand);
 
 	if (r == 0)
 		r = pthread_join(thread, NULL);
+	for (int naps = 0; r == 0 && naps < MAX_EXIT_NAPS && psc_sys(SYS_tgkill, getpid(), errand->tid, 0) == 0; naps++)
+		nanosleep(&nap, NULL);
 	return -r;
 }
 
@@ -163,7 +170,7 @@ static int run_thread(struct errand *errand)
  * on memory that it shares with us. */
 int psc_injector_do(bool as_thread, int (*work)(void *), void *arg)
 {
-	struct errand errand = { work, arg };
+	struct errand errand = { work, arg, 0 };
 	sigset_t all, old;
 	int r;
 
@@ -330,7 +337,7 @@ static void clean_up(struct psc_job *job)
 static int check_interruption(struct psc_job *job)
 {
 	const struct psc_abi *abi = psc_abi_usual(job->before.elf_class != ELFCLASS32);
-	bool denied = psc_restart_is_denied(job->options->insns, job->options->len, abi), filtered = false;
+	bool denied = !job->options->break_calls && psc_restart_is_denied(job->options->insns, job->options->len, abi), filtered = false;
 
 	for (size_t i = 0; i < job->before.n_threads; i++)
 		filtered |= job->before.threads[i].seccomp == SECCOMP_MODE_FILTER;

@@ -298,6 +298,7 @@ struct psc_attach_options {
 	enum psc_no_new_privs no_new_privs;
 	bool leader_only;	/* the main thread alone, not the others */
 	bool foreign_arch;	/* attach though the program has no rules for the target's architecture */
+	bool break_calls;	/* attach even where PSC_REFUSED_RESTART would refuse: the call fails, or kills, as the program says */
 	bool in_thread;		/* inject from a thread of ours, not a process (YAMA scope 1) */
 	uint64_t timeout_ns;	/* for all of it; an injection that has begun is given a second at least */
 };

@@ -131,11 +131,8 @@ int psc_stop_signal(int status);
 /* Does the thread of these registers go on by restart_syscall(2) when it is resumed? */
 bool psc_restart_is_pending(const struct psc_regs *regs);
 
-/* Does the program forbid restart_syscall to tasks of this ABI? */
+/* Does the program break restart_syscall, by a kill, an errno or a trap, for tasks of this ABI? */
 bool psc_restart_is_denied(const struct sock_filter *insns, size_t len, const struct psc_abi *abi);
-
-/* Does the program allow the restart_syscall that a thread of these registers makes? */
-bool psc_restart_is_allowed_by(const struct sock_filter *insns, size_t len, const struct psc_regs *regs);
 
 enum psc_restart {
 	PSC_RESTART_NONE,	/* nothing done: resume or detach the thread, with psc_stop_signal() */

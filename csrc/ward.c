@@ -67,7 +67,8 @@ static bool has_ended(int pidfd)
 	return poll(&p, 1, 0) != 0;
 }
 
-static void try_once(struct psc_work *work)
+/* At a deadline the filter comes into force though that breaks a call: else the target is killed. */
+static void try_once(struct psc_work *work, bool break_calls)
 {
 	const struct psc_attach_options options = {
 		.pidfd = work->pidfd,
@@ -76,7 +77,8 @@ static void try_once(struct psc_work *work)
 		.flags = work->options.flags,
 		.no_new_privs = (enum psc_no_new_privs)work->options.no_new_privs,
 		.leader_only = work->options.leader_only,
-		.foreign_arch = work->options.foreign_arch,
+		.foreign_arch = work->options.foreign_arch || work->automatic,
+		.break_calls = break_calls,
 		.timeout_ns = work->options.timeout_ns,
 	};
 
@@ -124,11 +126,15 @@ void psc_work_run(struct psc_work *work)
 		kill_target(work);
 		return;
 	}
-	try_once(work);
+	try_once(work, false);
+	if (work->automatic && work->result.refusal == PSC_REFUSED_RESTART) {
+		psc_work_close(work);
+		try_once(work, true);
+	}
 	while (work->automatic && work->state == PSC_WARD_INACTIVE && may_pass(work->result.refusal) && psc_now_ns() < end) {
 		nanosleep(&nap, NULL);
 		psc_work_close(work);
-		try_once(work);
+		try_once(work, true);
 	}
 	/* The manager may be dead: no process would learn that the target runs on without its filter. */
 	if (work->automatic && work->state == PSC_WARD_INACTIVE)

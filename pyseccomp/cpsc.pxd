@@ -112,6 +112,7 @@ cdef extern from "psc.h" nogil:
         psc_no_new_privs no_new_privs
         bint leader_only
         bint foreign_arch
+        bint break_calls
         bint in_thread
         uint64_t timeout_ns
     cdef struct psc_thread_outcome:

@@ -60,11 +60,12 @@ def test_the_right_program_is_attached(subject: Victim) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"tree": True}, {"active": False, "deadline": 30.0}], ids=["plain", "tree", "guardian"])
-def test_the_answer_for_other_architectures_is_given_where_it_is_meant(subject: Victim, options: dict[str, Any]) -> None:
-    with ps.Filter(policy(bad_arch=ps.ERRNO(DENIED)), foreign_arch="allow") as f:
-        attachment = f.attach(subject, **options)
-        attachment.activate()
-        assert filter_counts(subject.pid) == {subject.pid: 1}
+def test_the_answer_for_other_architectures_is_given_where_it_is_meant(options: dict[str, Any]) -> None:
+    with victim(build_victim("compat32", "-m32"), "busy") as subject:
+        with ps.Filter(policy(bad_arch=ps.ERRNO(DENIED)), foreign_arch="allow") as f:
+            attachment = f.attach(subject, **options)
+            attachment.activate()
+            assert filter_counts(subject.pid) == {subject.pid: 1}
 
 
 def test_one_that_allows_other_architectures_or_knows_none_needs_no_permission(subject: Victim) -> None:

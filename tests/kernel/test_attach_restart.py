@@ -20,7 +20,8 @@ from harness import SLOW, Victim, build_victim, in_child, status_field, victim
 from test_attach_filtered import become_nobody
 
 RESTARTING = ("nanosleep", "clock_nanosleep", "futex_timeout", "futex_abs", "poll_timeout")
-LATE_US = 20000 * SLOW
+LATE_US = 100000 * SLOW
+PART = 0.2
 PYSECCOMP = (sys.executable, "-m", "pyseccomp")
 needs_suspension = pytest.mark.skipif(not may_suspend(), reason="privilege: CAP_SYS_ADMIN and no filter, to suspend those of targets")
 
@@ -58,6 +59,7 @@ def ended_well(subject: Victim, *, probe: int) -> None:
 @pytest.mark.parametrize("call", RESTARTING)
 def test_the_filter_that_is_attached_does_not_break_the_call_that_the_attach_interrupts(call: str) -> None:
     with asleep(call) as subject:
+        time.sleep(PART)  # a call that began anew would be as late
         with ps.Filter(forgetful()) as f:
             result = f.attach(subject).result
         assert result is not None and filter_counts(subject.pid) == {subject.pid: 1}
@@ -312,3 +314,43 @@ def test_capabilities_of_another_user_namespace_stop_nothing() -> None:
         pytest.skip("privilege: to make a user namespace")
     assert set(said) <= {"NotPermittedError", "TargetFilteredError"}
     assert (answer["ret"], answer["errno"], answer["probe"]) == (0, 0, 0)
+
+
+def notified_to_nobody() -> tuple[int, dict[str, int]]:
+    become_nobody()
+    policy = ps.Policy()
+    for call in ("restart_syscall", "getppid"):
+        policy.add(ps.NOTIFY, call)
+    with asleep() as subject, ps.Filter(policy) as f:
+        f.attach(subject)
+        seen = 0
+        while not select.select([subject.stdout], [], [], 0)[0]:
+            if select.select([f, subject.stdout], [], [], 30)[0][0] is f:
+                f.receive().allow()
+                seen += 1
+        return seen, facts(subject.line())
+
+
+def test_a_filter_that_asks_about_restart_syscall_is_no_reason_to_refuse() -> None:
+    seen, answer = in_child(notified_to_nobody)
+    assert seen >= 1
+    assert (answer["ret"], answer["errno"]) == (0, 0)
+
+
+def at_the_deadline() -> dict[str, int]:
+    become_nobody()
+    policy = ps.Policy()
+    policy.add(ps.ERRNO(77), "restart_syscall")
+    policy.add(ps.ERRNO(DENIED), "getppid")
+    with asleep() as subject, ps.Filter(policy) as f:
+        attachment = f.attach(subject, active=False, deadline=0.05)
+        with pytest.raises(ps.NotPermittedError, match="restart_syscall"):
+            attachment.activate()
+        answer = facts(subject.line())
+        wait_until(lambda: attachment.activated, "the guardian tells of it")
+        return answer
+
+
+def test_at_its_deadline_the_filter_comes_into_force_all_the_same_and_the_target_is_not_killed() -> None:
+    answer = in_child(at_the_deadline)
+    assert (answer["ret"], answer["errno"], answer["probe"]) == (-1, 77, DENIED)
