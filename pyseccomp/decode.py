@@ -266,6 +266,9 @@ Show = Callable[[int, bool], str]
 """A value as text; True if it is a mask, several of whose bits may be asked for."""
 
 
+_ALL_BITS: Final = (1 << 64) - 1
+
+
 def plain(value: int, mask: bool) -> str:
     """Show a number: hexadecimal where that is longer than a digit, or a mask."""
     return hex(value) if value > 9 or mask else str(value)
@@ -297,6 +300,10 @@ def argument(calls: Collection[str], index: int, arch: Arch | None = None) -> tu
     where = arch
 
     def show(value: int, mask: bool) -> str:
+        whole = _ALL_BITS if value >> 32 else _ALL_BITS >> 32
+        if mask and (kind in _FLAGS or kind == "fdflags") and value.bit_count() > 16 and value != whole:
+            lacks = show(whole & ~value, True)
+            return f"~({lacks})" if "|" in lacks else f"~{lacks}"
         if mask and kind == "open":
             if value & 3 in (1, 2):
                 rest = [flags(value & ~3, _names("open", where))] if value & ~3 else []

@@ -82,6 +82,17 @@ def test_programs_text_names_constants_and_is_read_back(arch):
     assert "if flags & O_DIRECTORY:\n      ERRNO(1) EPERM\n" in rules
 
 
+def test_masks_of_most_bits_are_shown_by_those_they_lack():
+    _, show = decode.argument(["openat"], 2, ps.Arch.AARCH64)
+    assert show(0xFFFFBFFF, True) == show(0xFFFF_FFFF_FFFF_BFFF, True) == "~O_DIRECTORY"
+    assert show(0xFFFFBFFF & ~0o100, True) == "~(O_CREAT|O_DIRECTORY)"
+    assert show(3, True) == "O_ACCMODE" and show(0xFFFFFFFF, True).startswith("O_ACCMODE|")
+    policy = ps.Policy(ps.KILL_PROCESS, "aarch64", low_words=True)
+    policy.add(ps.ALLOW, "mprotect", ps.Arg(2, ps.MASKED_EQ, 0xFFFFFFFB, 0, bits=32))
+    assert "; ~PROT_EXEC\n" in policy.compile().disassemble()
+    assert "if prot & ~PROT_EXEC:" in decompile(policy.compile()).text
+
+
 def test_arguments_that_an_architecture_has_elsewhere():
     assert shown("clone", "s390x", 0x1000, 0x100) == "clone(0x1000, CLONE_VM, NULL, NULL, 0)"
     assert shown("mmap", "x86", 0xFFFF0000, 1, 2) == "mmap(0xffff0000)"
