@@ -1299,7 +1299,8 @@ struct psc_park;
 enum psc_park_state { PSC_PARK_WAITING, PSC_PARK_APPLIED, PSC_PARK_LOST };
 
 /* Park a thread. The program must let it end (exit). Errors of clone, of the page
- * and of the channel. */
+ * and of the channel. -EACCES: an earlier filter of the process kills or denies a call
+ * that the parked thread makes, found out by a child that made them. */
 PSC_MUST_CHECK int psc_park_start(const struct psc_park_options *options, struct psc_park **ret_park);
 enum psc_park_state psc_park_state_of(const struct psc_park *park);
 

@@ -36,7 +36,7 @@ from pyseccomp.attach import (
     program_flags,
 )
 from pyseccomp.guardian import Guardian, Message
-from pyseccomp.errors import AttachTimeoutError, FilterFdError, KernelError, UnsupportedError
+from pyseccomp.errors import AttachTimeoutError, FilterFdError, KernelError, ShortageError, UnsupportedError
 from pyseccomp.notify import Receiver, new_inbox
 from pyseccomp.offload import offload
 from pyseccomp.owned import LETTING_GO, Owned, close_fds
@@ -213,6 +213,10 @@ class Filter(Owned, Receiver):
             if len(found) >= count:
                 return found
             left = 3600.0 if deadline is None else deadline - time.monotonic()
+            refused = None if self._channel is None else self._channel.refused
+            if left <= 0 and refused is not None:
+                why = shortage.WANTS.get(refused.errno or 0, refused.strerror)
+                raise ShortageError(refused.errno, f"hear from parked processes: {why}; what they say waits until then")
             if left <= 0:
                 raise AttachTimeoutError(errno.ETIMEDOUT, f"{len(found)} of {count} processes are parked after {timeout} s")
             self._open_channel()
@@ -330,6 +334,7 @@ class Filter(Owned, Receiver):
             raise FilterFdError(error.errno, f"taking a filter from fd {fd}: {why}") from None
         return self
 
+    @shortage.told("send a filter", starts=False)
     def send(self, sock: socket.socket) -> None:
         """Send the filter through a Unix socket, for :meth:`recv`. The receiver can attach it and query by it.
 

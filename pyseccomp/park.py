@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from pyseccomp import _core, gate
 from pyseccomp.actions import ALLOW, LOG
 from pyseccomp.attach import Attachment, AttachmentState, AttachResult, ThreadOutcome
-from pyseccomp.errors import AttachError, AttachTimeoutError, NotPermittedError, TargetGoneError, UnsupportedError
+from pyseccomp.errors import AttachError, AttachTimeoutError, NotPermittedError, TargetFilteredError, TargetGoneError, UnsupportedError
 from pyseccomp.query import State, TaskState, query
 
 if TYPE_CHECKING:
@@ -131,6 +131,12 @@ class ParkedHere(Attachment):
                 self.on_deadline == "kill",
             )
         except OSError as error:
+            if error.errno == errno.EACCES:
+                raise TargetFilteredError(
+                    errno.EACCES,
+                    "park: a filter that this process carries kills or denies a call that the waiting thread makes (close_range, futex, "
+                    "wait4, tgkill, sched_yield, sendmsg, exit); nothing waits; allow them, or have another process attach",
+                ) from None
             raise AttachError(error.errno or 0, f"park: {error.strerror}; nothing waits") from None
 
     @property

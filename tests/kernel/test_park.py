@@ -7,6 +7,7 @@ import ctypes
 import errno
 import gc
 import os
+import resource
 import random
 import re
 import select
@@ -298,6 +299,59 @@ def test_diverged_threads_and_programs_without_an_end_are_refused() -> None:
 
     assert re.search("different filters.*inject", run(denying(), diverged))
     assert "does not let a thread end" in run(denying("exit"), plain)
+
+
+@pytest.mark.parametrize(("name", "action"), [("exit", ps.KILL_PROCESS), ("exit", ps.ERRNO(errno.EPERM)), ("close_range", ps.KILL_PROCESS)])
+def test_an_earlier_filter_that_forbids_what_the_parked_thread_does_is_refused(name: str, action: int) -> None:
+    """The parked thread's exit() was killed at the activation, and the process with it."""
+    def child(sock: socket.socket) -> str:
+        earlier = ps.Policy(ps.ALLOW)
+        earlier.add(action, name)
+        ps.Filter(earlier).attach()
+        with pytest.raises(ps.SeccompError, match="a filter that this process carries kills or denies a call"):
+            ps.Filter.recv(sock).attach(active=False)
+        return "lives"
+
+    def creator() -> str:
+        ours, theirs = socket.socketpair()
+        with ps.Filter(denying()) as filter:
+            filter.send(ours)
+            return in_child(child, theirs)
+
+    assert in_child(creator) == "lives"
+
+
+def test_a_creator_short_of_descriptors_hears_of_the_parked_later() -> None:
+    """Without room for its pidfd the kernel dropped it from the message, and the process was parked unknown to its creator."""
+
+    def creator() -> tuple[str, int]:
+        ours, theirs = socket.socketpair()
+        with ps.Filter(denying()) as filter:
+            filter.accept_parked()
+            filter.send(ours)
+            pid = os.fork()
+            if pid == 0:
+                with contextlib.suppress(BaseException):
+                    ps.Filter.recv(theirs).attach(active=False)
+                    theirs.send(b"parked")
+                    theirs.recv(1)
+                os._exit(0)
+            assert ours.recv(20) == b"parked"
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            taken = [os.dup(0) for _ in range(50)]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1, limits[1]))
+            with pytest.raises(ps.ShortageError, match="hear from parked processes"):
+                filter.wait_parked(timeout=0.3)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in taken:
+                os.close(fd)
+            (parked,) = filter.wait_parked(timeout=5)
+            parked.activate()
+            ours.send(b"x")
+            os.waitpid(pid, 0)
+            return parked.query().state, parked.pid - pid
+
+    assert in_child(creator) == ("dead", 0)
 
 
 def test_a_deadline_puts_it_in_force_and_the_creator_hears_of_it() -> None:
