@@ -35,6 +35,7 @@ struct psc_job {
 	size_t image_size;
 	struct psc_verdicts verdicts[2]; /* of the program alone: by abi->wide */
 	bool notifies;
+	uint32_t covered;	     /* an architecture that the program is known to have rules for, 0: none */
 	bool may_use_loader;	     /* psc_job_may_use_loader() */
 	bool tight;		     /* perhaps it has no descriptor free */
 	bool stray;		     /* a thread may still execute the code in the cave, which must stay */

@@ -46,7 +46,7 @@ static int refuse_foreign(struct psc_job *job, pid_t tid, uint32_t audit_arch)
 int psc_job_check_arch(struct psc_job *job)
 {
 	const struct psc_attach_options *options = job->options;
-	uint32_t known = 0;
+	uint32_t known = job->covered; /* to look takes time, while the target stands */
 
 	for (size_t i = 0; !options->foreign_arch && i < job->visit.n; i++) {
 		const struct psc_tracee *tracee = &job->visit.tracees[i];
@@ -70,10 +70,12 @@ int psc_job_check_elf(struct psc_job *job)
 	struct psc_calls calls;
 
 	/* Unknown where the caller may not read the file, or while the process executes another. */
-	if (options->foreign_arch || psc_calls_of_elf(job->before.machine, job->before.elf_class, &calls) < 0 ||
-	    !psc_program_is_foreign(options->insns, options->len, calls.audit_arch, calls.first, calls.last))
+	if (options->foreign_arch || psc_calls_of_elf(job->before.machine, job->before.elf_class, &calls) < 0)
 		return 0;
-	return refuse_foreign(job, job->before.pid, calls.audit_arch);
+	if (psc_program_is_foreign(options->insns, options->len, calls.audit_arch, calls.first, calls.last))
+		return refuse_foreign(job, job->before.pid, calls.audit_arch);
+	job->covered = calls.audit_arch;
+	return 0;
 }
 
 /* TSYNC alone gives a worker a filter: an injected call would wait for ever. */

@@ -537,6 +537,8 @@ static int prepare(struct psc_group *group)
 	common->options = options;
 	common->visit = (struct psc_visit){ .mem = -1, .tasks = -1, .own_signals = !options->in_thread, .workers = true };
 	common->notifies = psc_program_notifies(options->insns, options->len);
+	if (!psc_program_is_foreign(options->insns, options->len, psc_abi_usual(true)->audit_arch, 0, UINT32_MAX))
+		common->covered = psc_abi_usual(true)->audit_arch;
 	common->may_use_loader = psc_job_may_use_loader();
 	common->reserve = -1;
 	common->manager = getpid();
