@@ -146,8 +146,9 @@ static int try_program(struct psc_commit *commit, uint64_t address, long *ret_re
 	struct psc_tracee loader;
 	int r = psc_commit_write_program(commit, address), settled;
 
-	if (r == 0)
-		r = psc_site_build(&job->visit, commit->tracee, &job->cave, &script, &commit->site);
+	if (r < 0)
+		return r;
+	r = psc_site_build(&job->visit, commit->tracee, &job->cave, &script, &commit->site);
 	if (r < 0)
 		return r;
 	r = psc_loader_start(&job->visit, commit->tracee, &commit->site, options, &loader, ret_result);
@@ -228,7 +229,7 @@ int psc_job_check(struct psc_job *job)
 	if (r == 0 && !trial && psc_job_fits_cave(job))
 		return 0;
 	if (r == 0)
-		r = psc_tracee_block_signals(tracee);
+		r = psc_commit_block_signals(&commit);
 	if (r < 0)
 		return r;
 	r = psc_commit_place_program(&commit, &address);

@@ -147,7 +147,9 @@ static int build_site(struct psc_commit *commit, uint64_t address, uint32_t flag
 	int r = psc_site_build(&job->visit, commit->tracee, &job->cave, &script, &commit->site);
 
 	commit->unmaps = script.unmap;
-	return r < 0 ? psc_job_refuse(job, PSC_REFUSED_NO_ROOM, r) : 0;
+	if (r == -ENOSPC)
+		return psc_job_refuse(job, PSC_REFUSED_NO_ROOM, r);
+	return r < 0 ? psc_commit_refuse_request(commit, r) : 0;
 }
 
 /* The commit. *ret_result: what seccomp() returned. 1: no temporary thread can be made. */

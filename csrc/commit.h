@@ -45,6 +45,11 @@ PSC_MUST_CHECK int psc_commit_check_listener(struct psc_commit *commit);
 /* Everything that can be refused without a call. */
 PSC_MUST_CHECK int psc_commit_make_ready(struct psc_commit *commit);
 
+/* Refuse because a request on the stopped thread failed. Returns r. */
+int psc_commit_refuse_request(struct psc_commit *commit, int r);
+
+PSC_MUST_CHECK int psc_commit_block_signals(struct psc_commit *commit);
+
 /* From a stopped thread to one that can be made to call. */
 PSC_MUST_CHECK int psc_commit_enter(struct psc_commit *commit);
 

@@ -83,6 +83,7 @@ int psc_loader_start(struct psc_visit *visit, struct psc_tracee *tracee, const s
 		r = run_to_birth(visit, tracee, site, ret_error);
 	if (r == 0)
 		return 1;
+	ret_loader->injected = r < 0; /* there may be one that was not seen */
 	if (r == 1)
 		r = take_newborn(visit, tracee, ret_loader);
 	if (r == 0)
@@ -115,43 +116,50 @@ void psc_loader_leave(struct psc_visit *visit, const struct psc_tracee *loader)
 	visit->dying = loader->tid;
 }
 
+/* The timer that wakes waits may be gone by now, so this looks and naps. */
 void psc_loader_reap(struct psc_visit *visit)
 {
-	uint64_t deadline = visit->deadline;
+	const struct timespec nap = { 0, 20000 };
+	uint64_t end = psc_now_ns() + REAP_NS;
 	int status;
 
-	if (!visit->dying)
-		return;
-	visit->deadline = psc_now_ns() + REAP_NS;
-	while (psc_visit_wait(visit, visit->dying, &status) == 0 && WIFSTOPPED(status))
-		psc_sys(SYS_ptrace, PTRACE_CONT, visit->dying, 0, 0);
+	while (visit->dying && psc_now_ns() < end) {
+		long r = psc_sys(SYS_wait4, visit->dying, &status, __WALL | WNOHANG, 0);
+
+		if ((r < 0 && r != -EINTR) || (r > 0 && !WIFSTOPPED(status)))
+			break;
+		psc_sys(SYS_ptrace, PTRACE_CONT, visit->dying, 0, 0); /* if it stands still, or again */
+		psc_sys(SYS_nanosleep, &nap, 0);
+	}
 	visit->dying = 0;
-	visit->deadline = deadline;
 }
 
 /* Have a loader that has not run, or not to its end, call exit(). */
 static int divert(struct psc_tracee *loader, const struct psc_site *site)
 {
 	const uint64_t args[6] = { 0 };
-	struct psc_regs regs = loader->regs;
+	struct psc_regs regs;
+	int r = psc_tracee_get_regs(loader, &regs);
 
-	if (!loader->injected)
-		return 0;
+	if (r < 0)
+		return r;
 	psc_regs_call(&regs, site->call, psc_abi_of(&regs)->exit, args);
 	return psc_tracee_set_regs(loader, &regs);
 }
 
 int psc_loader_end(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site)
 {
+	bool diverted = !loader->injected;
 	int r = 0, status;
 
-	if (loader->state == PSC_TRACEE_DEAD)
-		return 0;
-	if (loader->state == PSC_TRACEE_STOPPED)
-		r = divert(loader, site);
-	while (r == 0) {
-		if (loader->state == PSC_TRACEE_STOPPED)
+	while (r == 0 && loader->state != PSC_TRACEE_DEAD) {
+		if (loader->state == PSC_TRACEE_STOPPED) {
+			r = diverted ? 0 : divert(loader, site);
+			if (r < 0)
+				return r;
+			diverted = true;
 			psc_sys(SYS_ptrace, PTRACE_CONT, loader->tid, 0, 0);
+		}
 		r = psc_visit_wait(visit, loader->tid, &status);
 		if (r == -ECHILD || (r == 0 && !WIFSTOPPED(status))) {
 			loader->state = PSC_TRACEE_DEAD;
@@ -159,7 +167,7 @@ int psc_loader_end(struct psc_visit *visit, struct psc_tracee *loader, const str
 			return 0;
 		}
 		loader->state = PSC_TRACEE_STOPPED;
-		visit->stop_signal |= status >> 16 == 0 && WSTOPSIG(status) == SIGSTOP;
+		visit->stop_signal |= r == 0 && status >> 16 == 0 && WSTOPSIG(status) == SIGSTOP;
 	}
 	return r;
 }

@@ -249,7 +249,7 @@ int psc_commit_place_program(struct psc_commit *commit, uint64_t *ret_address)
 	if (r == 0)
 		r = psc_tracee_call(&job->visit, commit->tracee, &commit->site, -1, commit->abi->mmap, args, &map);
 	if (r < 0)
-		return psc_job_refuse(job, PSC_REFUSED_FAULT, r);
+		return psc_commit_refuse_request(commit, r);
 	if (map < 0 && map > -4096)
 		return psc_job_refuse(job, PSC_REFUSED_NO_ROOM, (int)map);
 	commit->map = commit->abi->wide ? (uint64_t)map : (uint32_t)map;
@@ -261,6 +261,7 @@ int psc_commit_write_program(struct psc_commit *commit, uint64_t address)
 {
 	struct psc_job *job = commit->job;
 	struct psc_image *image = job->image;
+	int r;
 
 	memset(image->fprog.bytes, 0, sizeof(image->fprog.bytes));
 	if (commit->abi->wide) {
@@ -270,7 +271,8 @@ int psc_commit_write_program(struct psc_commit *commit, uint64_t address)
 		image->fprog.narrow.len = (uint16_t)job->options->len;
 		image->fprog.narrow.insns = (uint32_t)(address + sizeof(image->fprog));
 	}
-	return psc_tracee_write(&job->visit, commit->tracee, address, image, job->image_size);
+	r = psc_tracee_write(&job->visit, commit->tracee, address, image, job->image_size);
+	return r < 0 ? psc_commit_refuse_request(commit, r) : 0;
 }
 
 void psc_commit_unmap_program(struct psc_commit *commit, bool committed)
@@ -328,11 +330,24 @@ int psc_commit_make_ready(struct psc_commit *commit)
 	return r < 0 ? r : find_room(commit);
 }
 
+/* It was stopped, so what does not find it is a death. */
+int psc_commit_refuse_request(struct psc_commit *commit, int r)
+{
+	return psc_job_refuse(commit->job, r == -ESRCH ? PSC_REFUSED_GONE : PSC_REFUSED_FAULT, r);
+}
+
+int psc_commit_block_signals(struct psc_commit *commit)
+{
+	int r = psc_tracee_block_signals(commit->tracee);
+
+	return r < 0 ? psc_commit_refuse_request(commit, r) : 0;
+}
+
 int psc_commit_enter(struct psc_commit *commit)
 {
 	int r = psc_commit_make_ready(commit);
 
-	return r < 0 ? r : psc_tracee_block_signals(commit->tracee);
+	return r < 0 ? r : psc_commit_block_signals(commit);
 }
 
 int psc_commit_leave(struct psc_commit *commit, int r)

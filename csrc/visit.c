@@ -433,6 +433,8 @@ static int stop_all(struct psc_visit *visit)
 			if (r < 0)
 				return r;
 		}
+		if (moving && psc_now_ns() > visit->deadline)
+			return -ETIMEDOUT;
 	} while (moving && !visit->only);
 	return 0;
 }
