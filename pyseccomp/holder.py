@@ -7,6 +7,7 @@ JSON object in one packet, and one answer; nothing that comes can stop the holde
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyseccomp import errors, gate, names
+from pyseccomp import _core, errors, gate, names
 from pyseccomp.attach import Attachment
 from pyseccomp.errors import AttachError, KernelError, ReclaimError, SeccompError, TargetGoneError
 from pyseccomp.filter import Filter
@@ -37,7 +38,12 @@ from pyseccomp.triggers import TriggeredAttachment
 MAX_REQUEST, MAX_ANSWER = 4096, 1 << 16
 MAX_CLIENTS, MAX_CHANGES, MAX_SHOWN, MAX_WHY = 64, 8, 100, 200
 PATIENCE = 2.0
+MAX_TIMEOUT = 600.0
 _CONNECT = 10.0
+_TURN = 10.0
+_AGAIN = 0.1
+_MOST_FDS = 253
+_MAY_PASS = (errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE)
 _MAX_FD = (1 << 31) - 1
 _LISTENER = 0  # polled for no event: what comes all the same is its hang-up
 _CREDENTIALS = struct.Struct("iII")
@@ -53,6 +59,7 @@ Message = dict[str, Any]
 class _Client:
     connection: socket.socket
     until: float
+    pid: int
 
 
 class Holder:
@@ -79,7 +86,9 @@ class Holder:
             end.setblocking(False)
         self._clients: list[_Client] = []
         self._closers: list[socket.socket] = []
-        self._changing = 0
+        self._changing = self._unfollowed = 0
+        self._again: float | None = None  # when to try what the kernel refused
+        self._deaf = False  # until then no connection is accepted
         self._counting, self._change = threading.Lock(), threading.Lock()
         self._server: threading.Thread | None = None
         self._why: dict[int, str] = {}
@@ -94,7 +103,11 @@ class Holder:
         """Attach to a process; ``how``: see :func:`attach_arguments`."""
         attachment = self.filter.attach(pid, **attach_arguments(how))
         if "activate_on" in how:
-            threading.Thread(target=self._follow, args=(attachment,), name=f"holder follows {pid}", daemon=True).start()
+            try:
+                _start(self._follow, attachment, name=f"holder follows {pid}")
+            except AttachError:  # it is activated all the same; the loop looks by itself
+                self._unfollowed += 1
+                self.wake()
         return attachment
 
     def run(self) -> None:
@@ -221,11 +234,15 @@ class Holder:
 
     def _wait(self, living: dict[int, int]) -> None:
         poll = select.poll()
-        for fd in (self._socket.fileno(), self._woken.fileno(), *(c.connection.fileno() for c in self._clients)):
+        for fd in (self._woken.fileno(), *(c.connection.fileno() for c in self._clients)):
             poll.register(fd, select.POLLIN)
+        if not self._deaf:
+            poll.register(self._socket.fileno(), select.POLLIN)
         for fd, events in living.items():
             poll.register(fd, events)
-        left = min((c.until for c in self._clients), default=None)
+        if self._unfollowed:
+            self._try_again()
+        left = min((*(c.until for c in self._clients), *(() if self._again is None else (self._again,))), default=None)
         ready = {fd for fd, _ in poll.poll(None if left is None else max(0.0, left - time.monotonic()) * 1000 + 1)}
         if self._woken.fileno() in ready:
             with contextlib.suppress(BlockingIOError):
@@ -237,9 +254,16 @@ class Holder:
                 self._hear(client.connection)
             elif time.monotonic() >= client.until:
                 self._clients.remove(client)
-                client.connection.close()
+                _dismiss(client.connection)
+        if self._again is not None and time.monotonic() >= self._again:
+            self._again, self._deaf = None, False
         if self._socket.fileno() in ready:
             self._accept()
+
+    def _try_again(self) -> None:
+        """Look again soon, whatever comes."""
+        if self._again is None:
+            self._again = time.monotonic() + _AGAIN
 
     def keep_served(self) -> None:
         """Begin to answer, before :meth:`run` does."""
@@ -249,14 +273,18 @@ class Holder:
         if not self.filter.program.notifies or (self._server is not None and self._server.is_alive()):
             return
         if _LISTENER in living.values():
-            self._server = threading.Thread(target=self._serve, name="holder answers", daemon=True)
-            self._server.start()
+            try:
+                self._server = _start(self._serve, name="holder answers")
+            except AttachError:  # its calls wait; so does nothing else
+                self._try_again()
 
     def _serve(self) -> None:
         try:
             self.filter.serve(self._responder)
         except (SeccompError, OSError) as error:
-            if not self.filter.closed:
+            if not self.filter.closed and getattr(error, "errno", None) in _MAY_PASS:
+                time.sleep(_AGAIN)  # run() begins anew
+            elif not self.filter.closed:
                 self.error = error
                 self.stop()
         self.wake()
@@ -264,38 +292,52 @@ class Holder:
     def _accept(self) -> None:
         try:
             connection, _ = self._socket.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in _MAY_PASS and error.errno != errno.EAGAIN:
+                # The socket stays readable: look later, and let go the one that has said nothing for longest.
+                if self._clients:
+                    _dismiss(self._clients.pop(0).connection)
+                self._deaf = True
+                self._try_again()
             return
         connection.setblocking(False)
-        uid = _peer(connection)
+        pid, uid = _peer(connection)
         if uid not in (os.geteuid(), 0):
             fail(connection, ReclaimError(errno.EPERM, f"holder {self.name!r} belongs to user {os.geteuid()}, and this is user {uid}"))
             return
-        if len(self._clients) >= MAX_CLIENTS:  # the one that has said nothing for longest
-            self._clients.pop(0).connection.close()
-        self._clients.append(_Client(connection, time.monotonic() + PATIENCE))
+        if len(self._clients) >= MAX_CLIENTS:
+            # The oldest of the process that has most: a crowd of one process only drives out its own.
+            counts = collections.Counter(client.pid for client in self._clients)
+            crowd = max(self._clients, key=lambda client: counts[client.pid])
+            self._clients.remove(crowd)
+            _dismiss(crowd.connection)
+        self._clients.append(_Client(connection, time.monotonic() + PATIENCE, pid))
 
     def _hear(self, connection: socket.socket) -> None:
         """Answer the request of one client, or see to it that a thread does."""
         try:
-            data, _, flags, _ = connection.recvmsg(MAX_REQUEST)  # descriptors that came are closed by the kernel
+            data, fds, flags = _core.receive_fds(connection, MAX_REQUEST, _MOST_FDS)
+            _core.close_foreign(fds)
             if not data:
-                connection.close()
+                _dismiss(connection)
                 return
             request = _decode(data, flags)
             doing = request.get("do")
             if doing == "show":
                 _send(connection, self.show())
             elif doing == "filter":
-                with connection:
-                    self.filter.send(connection)
+                self.filter.send(connection)
+                _dismiss(connection)
             elif doing == "close":
                 self._refuse_to_close(bool(request.get("force")))
                 self._closers.append(connection)
             elif doing in _CHANGES and self._changing < MAX_CHANGES:
-                with self._counting:
-                    self._changing += 1
-                threading.Thread(target=self._work, args=(connection, request), name=f"holder: {doing}", daemon=True).start()
+                self._count(1)
+                try:
+                    _start(self._work, connection, request, name=f"holder: {doing}")
+                except AttachError:
+                    self._count(-1)
+                    raise
             elif doing in _CHANGES:
                 raise ReclaimError(errno.EBUSY, f"holder {self.name!r} is busy: {MAX_CHANGES} changes are under way")
             else:
@@ -305,15 +347,22 @@ class Holder:
 
     def _work(self, connection: socket.socket, request: Message) -> None:
         try:
-            with self._change:
+            if not self._change.acquire(timeout=_TURN):
+                raise ReclaimError(errno.EBUSY, f"holder {self.name!r} is busy: another change is under way for {_TURN:.0f} s; try again")
+            try:
                 self._do(request)
+            finally:
+                self._change.release()
             _send(connection, self.show())
         except Exception as error:
             fail(connection, error)
         finally:
-            with self._counting:
-                self._changing -= 1
+            self._count(-1)
             self.wake()
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._changing += change
 
     def _do(self, request: Message) -> None:
         match request["do"]:
@@ -333,6 +382,9 @@ class Holder:
                 pid, how = request.get("pid"), request.get("how")
                 if not isinstance(pid, int) or isinstance(pid, bool) or pid <= 0 or not isinstance(how, dict):
                     raise ReclaimError(errno.EINVAL, f"holder {self.name!r}: attach takes a pid and how to, got {pid!r}, {how!r}")
+                timeout = how.get("timeout", 0)
+                if isinstance(timeout, (int, float)) and timeout > MAX_TIMEOUT:
+                    raise ReclaimError(errno.EINVAL, f"holder {self.name!r}: attach waits {MAX_TIMEOUT:.0f} s at most, got timeout={timeout!r}")
                 self.attach(pid, how)
 
     def _refuse_without_target(self, doing: str) -> None:
@@ -348,8 +400,33 @@ class Holder:
             )
 
 
-def _peer(connection: socket.socket) -> int:
-    return int(_CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[1])
+def _start(function: Callable[..., object], *args: object, name: str) -> threading.Thread:
+    """Start a thread. Raises AttachError (EAGAIN) when the kernel makes none."""
+    thread = threading.Thread(target=function, args=args, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise AttachError(
+            errno.EAGAIN, f"{name}: {error}; nothing was done: raise RLIMIT_NPROC or pids.max of the holder, and try again"
+        ) from None
+    return thread
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """The pid and the user of the other end, as they were when it connected or began to listen."""
+    pid, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid
+
+
+def _dismiss(connection: socket.socket) -> None:
+    """Close a connection, and what was sent by it and not read: a descriptor among it may make the last close wait."""
+    with connection, contextlib.suppress(OSError):
+        connection.setblocking(False)
+        for _ in range(1000):
+            data, fds, _ = _core.receive_fds(connection, 1, _MOST_FDS)
+            _core.close_foreign(fds)
+            if not data:
+                break
 
 
 def _decode(data: bytes, flags: int) -> Message:
@@ -365,9 +442,18 @@ def _decode(data: bytes, flags: int) -> Message:
 
 
 def _send(connection: socket.socket, message: Message) -> None:
-    """Send the one answer, and close. Who does not listen gets none."""
-    with connection, contextlib.suppress(OSError):
-        connection.send(json.dumps(message).encode())
+    """Send the one answer, and close. A client that does not read gets none; what the kernel refuses is tried again for a moment."""
+    data = json.dumps(message).encode()
+    with contextlib.suppress(OSError):
+        for _ in range(5):
+            try:
+                connection.send(data)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
+                    break
+            time.sleep(_AGAIN / 5)
+    _dismiss(connection)
 
 
 def fail(connection: socket.socket, error: Exception) -> None:
@@ -493,7 +579,7 @@ def _connect(name: str, timeout: float | None) -> socket.socket:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(_CONNECT))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout or 0))
         connection.connect(str(path))
-        uid = _peer(connection)
+        _, uid = _peer(connection)
         if uid not in (os.geteuid(), 0):
             raise ReclaimError(errno.EPERM, f"holder {name!r} belongs to user {uid}, and this is user {os.geteuid()}")
     except BaseException as error:

@@ -17,7 +17,8 @@ from pyseccomp.errors import ReclaimError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _LEAVING = 2.0
-_BACKLOG = 8
+_LOCKED = 5.0
+_BACKLOG = 128
 _MAX_PATH = 107
 
 HOLDER = "@holder"
@@ -68,7 +69,15 @@ def _directory() -> Path:
 def _locked(directory: Path) -> Iterator[None]:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        end = time.monotonic() + _LOCKED
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise ReclaimError(errno.EBUSY, f"{directory}, the directory of names, is locked by another process for {_LOCKED:.0f} s") from None
+            time.sleep(0.01)
         yield
     finally:
         os.close(fd)

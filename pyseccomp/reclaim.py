@@ -53,6 +53,7 @@ def _connect(name: str) -> socket.socket:
     try:
         # A timeout of Python's would make it non-blocking.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_NS)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _ANSWER_NS)  # for connect, where many do
         sock.connect(str(path))
         _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in (os.geteuid(), 0):
@@ -61,6 +62,8 @@ def _connect(name: str) -> socket.socket:
         sock.close()
         if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
             raise ReclaimError(errno.ENOENT, f"reclaim {name!r}: no guardian has that name ({path})") from None
+        if isinstance(error, BlockingIOError):
+            raise ReclaimError(errno.ETIMEDOUT, f"reclaim {name!r}: its guardian does not answer") from None
         raise
     return sock
 
