@@ -285,12 +285,12 @@ int psc_caller_read(int proc, struct psc_open_request *q, int ret_fds[PSC_NS_COU
 	if (r == 0 && q->enters & 1u << PSC_NS_USER)
 		r = read_inner(proc, q);
 	if (r == 0)
-		r = check_shown("/proc/self/uid_map", q->outer.uid, PSC_ID_COUNT);
+		r = check_shown("/proc/thread-self/uid_map", q->outer.uid, PSC_ID_COUNT);
 	if (r == 0)
-		r = check_shown("/proc/self/gid_map", q->outer.gid, PSC_ID_COUNT);
+		r = check_shown("/proc/thread-self/gid_map", q->outer.gid, PSC_ID_COUNT);
 	/* Here they are common: a user's groups in a container of that user. They matter only if the opener's list differs. */
 	if (r == 0)
-		q->hides_groups = check_shown("/proc/self/gid_map", q->outer.groups, q->outer.n_groups) < 0;
+		q->hides_groups = check_shown("/proc/thread-self/gid_map", q->outer.groups, q->outer.n_groups) < 0;
 	if (r == 0)
 		r = read_label(proc, q);
 	if (r < 0)
@@ -335,7 +335,7 @@ static int pid_of(int pidfd, pid_t *ret_pid)
 	uint64_t pid;
 	int r;
 
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", pidfd);
+	snprintf(path, sizeof(path), "/proc/thread-self/fdinfo/%d", pidfd);
 	r = read_text(AT_FDCWD, path, text, sizeof(text));
 	if (r < 0)
 		return r;

@@ -38,7 +38,8 @@ void psc_identity_namespaces(uint64_t ret[PSC_NS_COUNT])
 	struct stat st;
 
 	for (int i = 0; i < PSC_NS_COUNT; i++) {
-		snprintf(path, sizeof(path), "/proc/self/ns/%s", psc_open_namespaces[i]);
+		/* The first thread may have ended. */
+		snprintf(path, sizeof(path), "/proc/thread-self/ns/%s", psc_open_namespaces[i]);
 		ret[i] = stat(path, &st) < 0 ? 0 : st.st_ino;
 	}
 }

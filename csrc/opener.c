@@ -127,6 +127,19 @@ static int known(int error, bool lacks)
 	return lacks && (error == EACCES || error == EPERM) ? -EPERM : error;
 }
 
+/* True: the descriptors are sent. Too many of that user in flight are a reason to be told, as an error is. */
+static bool send_reply(int socket, struct psc_open_reply *reply, const int *fds, size_t n)
+{
+	int r = psc_packet_send(socket, reply, sizeof(*reply), fds, reply->error ? 0 : n);
+
+	if (r == 0)
+		return reply->error == 0;
+	reply->error = r;
+	/* If that fails too, the supervisor is gone. */
+	(void)!psc_packet_send(socket, reply, sizeof(*reply), NULL, 0);
+	return false;
+}
+
 static int find(const struct job *job, struct psc_found *ret_found, bool *ret_lacks)
 {
 	struct psc_open_request *q = job->request;
@@ -160,9 +173,7 @@ static void serve_find(const struct job *job)
 	reply.mode = found.mode;
 	reply.device = found.device;
 	memcpy(reply.name, found.name, sizeof(reply.name));
-	if (psc_packet_send(socket, &reply, sizeof(reply), (int[]){ found.fd, found.parent },
-			    reply.error ? 0 : found.parent < 0 ? 1 : 2) < 0 ||
-	    reply.error)
+	if (!send_reply(socket, &reply, (int[]){ found.fd, found.parent }, found.parent < 0 ? 1 : 2))
 		return;
 	limit_time(0);
 	if (psc_packet_receive(socket, &go, 1, NULL, 0) < 0)
@@ -170,8 +181,7 @@ static void serve_find(const struct job *job)
 	limit_time(q->timeout_ns);
 	reply.kind = PSC_OPEN_DONE;
 	reply.error = known(open_found(q, &found, &fd), lacks);
-	/* If it fails, the supervisor is gone, and hears the end of the connection else. */
-	(void)!psc_packet_send(socket, &reply, sizeof(reply), &fd, reply.error == 0);
+	send_reply(socket, &reply, &fd, 1);
 }
 
 static void serve_within(const struct job *job)
@@ -223,7 +233,7 @@ static void start_job(const struct opener *o, struct psc_open_request *q, const 
 	/* Without CLONE_VM: the child runs on a copy of this memory, the stack included. */
 	if (clone(run_job, o->stack + STACK_SIZE, CLONE_PIDFD | SIGCHLD, &job, &pidfd) < 0)
 		started.error = -errno;
-	if (psc_packet_send(fds[2], &started, sizeof(started), &pidfd, started.error == 0) < 0 && pidfd >= 0)
+	if (!send_reply(fds[2], &started, &pidfd, 1) && pidfd >= 0)
 		(void)!psc_syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
 	if (pidfd >= 0)
 		close(pidfd);

@@ -1374,8 +1374,9 @@ struct psc_opening {
  * opener's has not. -ECHILD: fs.suid_dumpable is 1 or unknown, so the task could trace the
  * process that opens. -ESRCH: the task cannot be seen from this pid namespace. -E2BIG: it
  * has more than 1024 groups. -ETIMEDOUT: a file system did not answer within timeout_ns.
- * -ECANCELED: the process that opens was killed, which the task can do. -EPIPE: the opener
- * is dead. -EAGAIN, -ENOMEM: it cannot make a process. Waits. */
+ * -ECANCELED: the process that opens was killed, which the task can do. -ETOOMANYREFS: the
+ * task's user has too many descriptors in flight. -EPIPE: the opener is dead. -EAGAIN,
+ * -ENOMEM: it cannot make a process. Waits. */
 PSC_MUST_CHECK int psc_open_begin(int opener, struct psc_inbox *inbox, const struct psc_event *event,
 				  uint64_t timeout_ns, struct psc_opening *ret_opening);
 

@@ -133,7 +133,7 @@ static int guess_names(int at, int depth, const char *last, char ret_path[2 * PA
 	const char *from;
 	ssize_t n;
 
-	snprintf(link, sizeof(link), "/proc/self/fd/%d", at);
+	snprintf(link, sizeof(link), "/proc/thread-self/fd/%d", at);
 	n = readlink(link, text, sizeof(text));
 	if (n < 0 || n == sizeof(text))
 		return n < 0 ? -errno : -ENAMETOOLONG;

@@ -2171,12 +2171,14 @@ cdef class Gate:
 
 # ------------------------------------------------------------------- opening
 
-def opener_start(bytes path) -> int:
+def opener_start(bytes path) -> Fd:
     cdef const char *c_path = path
-    cdef int socket = -1, r
+    cdef Fd socket = Fd.__new__(Fd)
+    cdef int r
     with nogil:
-        r = cpsc.psc_opener_start(c_path, &socket)
-    return socket if r == 0 else _os_check(r)
+        r = cpsc.psc_opener_start(c_path, &socket.fd)
+    _os_check(r)
+    return socket
 
 
 cdef class Opening:
@@ -2188,7 +2190,8 @@ cdef class Opening:
         self.opening.object = self.opening.parent = self.opening.socket = self.opening.process = -1
 
     def __dealloc__(self):
-        if not _forbidden & (END_CLOSE | END_MUNMAP | END_FUTEX):
+        # Under a filter of one's own the process that opens ends with its opener, when this process does.
+        if not _ending and not _forbidden:
             cpsc.psc_opening_destroy(&self.opening)
 
     @property
@@ -2221,13 +2224,14 @@ cdef class Opening:
                 close(opened)
         return r
 
-    def finish(self) -> tuple[int, int]:
-        cdef int fd = -1, r
+    def finish(self) -> tuple[int, Fd]:
+        cdef Fd opened = Fd.__new__(Fd)
+        cdef int r
         if self.opening.socket < 0:
             raise ValueError("this opening is over")
         with nogil:
-            r = cpsc.psc_open_finish(&self.opening, &fd)
-        return r, fd
+            r = cpsc.psc_open_finish(&self.opening, &opened.fd)
+        return r, opened
 
     def close(self) -> None:
         cpsc.psc_opening_destroy(&self.opening)

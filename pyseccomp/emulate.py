@@ -55,6 +55,7 @@ _WHY = {
     errno.ENODEV: "it is a device, and the task is in another cgroup, whose device policy would not be asked",
     errno.ECHILD: "the sysctl fs.suid_dumpable is 1 or cannot be read, so that the task could trace the process that opens; set it "
     "to 0 or 2",
+    errno.ETOOMANYREFS: "the task's user has more descriptors in flight (SCM_RIGHTS) than RLIMIT_NOFILE allows",
     errno.ECANCELED: "the process that opens for the task was killed, perhaps by the task itself",
     errno.ESRCH: "the task cannot be seen from this pid namespace",
     errno.E2BIG: "the task has more than 1024 groups",
@@ -66,18 +67,19 @@ _NOT_PERMITTED = {errno.EPERM, errno.EXDEV, errno.EACCES, errno.ENODEV, errno.EC
 
 
 class _Opener:
-    """The connection to the process that opens, of this process: a forked child makes its own."""
+    """The connection to the process that opens, of this process: a forked child makes its own.
+
+    A thread that uses the connection holds a reference, so that no other thread closes it meanwhile.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._socket = self._owner = -1
+        self._socket: _core.Fd | None = None
+        self._owner = -1
 
-    def get(self) -> int:
+    def get(self) -> _core.Fd:
         with self._lock:
-            if self._socket >= 0 and self._owner != os.getpid():
-                os.close(self._socket)
-                self._socket = -1
-            if self._socket < 0:
+            if self._socket is None or self._owner != os.getpid():
                 try:
                     self._socket = _core.opener_start(os.fsencode(get_guardian()))
                 except OSError as error:
@@ -87,12 +89,11 @@ class _Opener:
                 self._owner = os.getpid()
             return self._socket
 
-    def drop(self, socket: int) -> None:
+    def drop(self, socket: _core.Fd) -> None:
         """It is dead; the next one is another."""
         with self._lock:
-            if self._socket == socket:
-                os.close(socket)
-                self._socket = -1
+            if self._socket is socket:
+                self._socket = None
 
     def lock_for_fork(self) -> None:
         self._lock.acquire()
@@ -180,7 +181,7 @@ class Opening(Owned):
         """
         self._check_open("is_within")
         path, fd = _directory(directory)
-        r = self._opening.within(_opener.get(), fd, path)
+        r = self._opening.within(_opener.get().fileno(), fd, path)
         if r < 0:
             _raise_within(-r, self._what, directory)
         return bool(r)
@@ -192,12 +193,15 @@ class Opening(Owned):
             OpenDeniedError: the kernel denied it to the target's rights; ``errno`` is for the target. EAGAIN may also
                 mean that another process has made the file since: begin again.
         """
+        return self._finish().detach()
+
+    def _finish(self) -> _core.Fd:
         self._check_open("finish")
-        r, fd = self._opening.finish()
+        r, opened = self._opening.finish()
         if r == -errno.EAGAIN:
             raise _MadeMeanwhileError(errno.EAGAIN, f"{self._what}: what was to be made is there now; begin again")
         _check(r, self._what)
-        return fd
+        return opened
 
     def close(self) -> None:
         """Give it up. Idempotent; nothing was done to the object."""
@@ -269,7 +273,7 @@ def begin_open(n: Notification, *, timeout: float = 5.0) -> Opening:
     what = f"open for task {n.pid}"
     for _ in range(2):
         socket = _opener.get()
-        r, opening = n._open_begin(socket, int(timeout * 1e9))
+        r, opening = n._open_begin(socket.fileno(), int(timeout * 1e9))
         if r != -errno.EPIPE:
             break
         _opener.drop(socket)
@@ -290,10 +294,10 @@ def open_for(
 
     Raises: as :meth:`Opening.is_within`, :func:`begin_open` and :meth:`Opening.finish`. The call still waits for an answer then.
     """
-    return _open(n, allowed, within, timeout)[0]
+    return _open(n, allowed, within, timeout)[0].detach()
 
 
-def _open(n: Notification, allowed: Allowed | None, within: Directory | None, timeout: float) -> tuple[int, int]:
+def _open(n: Notification, allowed: Allowed | None, within: Directory | None, timeout: float) -> tuple[_core.Fd, int]:
     """The descriptor, and the flags of the call."""
     if within is not None:
         _directory(within)
@@ -302,7 +306,7 @@ def _open(n: Notification, allowed: Allowed | None, within: Directory | None, ti
             if (within is not None and not opening.is_within(within)) or (allowed is not None and not allowed(opening)):
                 raise OpenDeniedError(errno.EACCES, f"open for task {n.pid}: {opening.path!r} is not allowed")
             try:
-                return opening.finish(), opening.flags
+                return opening._finish(), opening.flags
             except _MadeMeanwhileError:
                 continue
     raise OpenDeniedError(errno.EAGAIN, f"open for task {n.pid}: other processes make and remove that file all the time")
@@ -318,7 +322,7 @@ def emulate_open(
     is raised. If the call is over meanwhile, nothing is left to answer.
     """
     try:
-        fd, flags = _open(n, allowed, within, timeout)
+        opened, flags = _open(n, allowed, within, timeout)
     except OpenDeniedError as error:
         _deny(n, error.errno or errno.EPERM)
         return
@@ -329,17 +333,17 @@ def emulate_open(
         _deny(n, errno.EPERM)
         raise
     if flags & os.O_PATH:
-        os.close(fd)
+        opened.close()
         _deny(n, errno.EOPNOTSUPP)
         return
     try:
-        n.add_fd(fd, cloexec=bool(flags & os.O_CLOEXEC), send=True)
+        n.add_fd(opened, cloexec=bool(flags & os.O_CLOEXEC), send=True)
     except NotificationGoneError:
         pass
     except NotificationError as error:  # EMFILE: the target has no number left
         _deny(n, error.errno or errno.EPERM)
     finally:
-        os.close(fd)
+        opened.close()
 
 
 def _deny(n: Notification, error: int) -> None:

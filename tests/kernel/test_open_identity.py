@@ -6,8 +6,10 @@ import contextlib
 import ctypes
 import errno
 import os
+import resource
 import select
 import signal
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -307,6 +309,53 @@ def test_a_supervisor_without_privilege_opens_for_its_own_user_namespaces(yard: 
     assert in_child(supervisor) == wanted
 
 
+@needs_root
+def test_a_supervisor_in_a_user_namespace_and_ids_that_it_cannot_tell(yard: Path) -> None:
+    """As in a container of an ordinary user, whose own groups have no number there."""
+    pids, go = os.pipe(), os.pipe()
+
+    def target() -> Any:
+        return content(openat(bytes(yard / "user"))), openat(bytes(yard / "root"))
+
+    def as_nobody() -> Any:
+        os.setgroups([])
+        os.setresgid(USER, USER, USER)
+        os.setresuid(USER, USER, USER)
+        libc.prctl(4, 1, 0, 0, 0)
+        return openat(bytes(yard / "user"))
+
+    def supervisor() -> Any:
+        become(groups=(4242,))
+        if libc.unshare(NEWUSER):
+            return None
+        os.write(pids[1], b"%d" % os.getpid())
+        os.read(go[0], 1)
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        assert os.getgroups() == [65534]
+        first = emulated(target)
+        with one_call(as_nobody) as (n, _):
+            try:
+                os.close(n.open())
+            except ps.NotPermittedError:
+                return first, "refused"
+            return first, "opened"
+
+    mapper = os.fork()
+    if mapper == 0:
+        pid = int(os.read(pids[0], 20))
+        for kind in ("uid", "gid"):
+            Path(f"/proc/{pid}/{kind}_map").write_text(f"0 {USER} 1\n{USER} {OTHER} 1\n")
+        os.write(go[1], b"x")
+        os._exit(0)
+    got = in_child(supervisor)
+    os.kill(mapper, signal.SIGKILL)
+    os.waitpid(mapper, 0)
+    if got is None:
+        pytest.skip("privilege: to make a user namespace")
+    assert got == ((b"user", -errno.EACCES), "refused")
+
+
 # ----------------------------------------------------------------- seen from outside
 
 
@@ -486,6 +535,30 @@ def test_a_device_is_not_opened_around_the_policy_of_a_cgroup(yard: Path) -> Non
         t.reap()
     assert same[0] and same[1] >= 0
     assert (result, errors) == ((True, -errno.EPERM), [errno.ENODEV])
+
+
+@needs_root
+def test_a_user_with_too_many_descriptors_in_flight_is_told_so(yard: Path) -> None:
+    """They are counted by user: by that of the process that opens, and so of the target."""
+
+    def target() -> Any:
+        become()
+        kept: list[Any] = []
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                kept.append(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+                socket.send_fds(kept[-1][0], [b"x"], [kept[-1][1].fileno()] * 253)
+        return openat(bytes(yard / "user"))
+
+    def supervisor() -> Any:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000))
+        with one_call(target) as (n, _):
+            try:
+                os.close(n.open())
+            except ps.NotificationError as error:
+                return error.errno, "in flight" in str(error), emulated(lambda: content(openat(bytes(yard / "user"))))
+
+    assert in_child(supervisor) == (errno.ETOOMANYREFS, True, b"user")
 
 
 @needs_root

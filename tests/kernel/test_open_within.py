@@ -222,6 +222,36 @@ def test_a_laxer_mount_of_the_target_is_not_within(yard: Path, mounts: Callable[
     assert emulated(opens(yard / "view/file"), within=yard / "allowed") == ["allowed/file"]
 
 
+@needs_root
+def test_files_of_an_overlay_are_its_own_also_when_they_are_copied_up(yard: Path) -> None:
+    base, merged = yard / "base", yard / "merged"
+    for path in (base, merged):
+        path.mkdir()
+    assert libc.mount(b"t", bytes(base), b"tmpfs", 0, None) == 0  # an upper layer elsewhere than the lower one
+    try:
+        for name in ("upper", "work"):
+            (base / name).mkdir()
+        layers = f"lowerdir={yard / 'allowed'},upperdir={base / 'upper'},workdir={base / 'work'}"
+        if libc.mount(b"o", bytes(merged), b"overlay", 0, layers.encode()):
+            pytest.skip("kernel lacks overlayfs, or privilege: to mount it here")
+
+        def prepare() -> None:
+            assert libc.unshare(NEWNS) == 0
+
+        try:
+            paths = [merged / "file", merged / "sub/file", yard / "allowed/file", base / "upper"]
+            assert emulated(opens(*paths, prepare=prepare), within=merged) == ["allowed/file", "allowed/sub/file", DENIED, DENIED]
+            assert emulated(opens(merged / "file"), within=yard / "allowed") == [DENIED]
+            writing = opens(merged / "file", merged / "sub/file", flags=os.O_RDWR | os.O_CREAT, prepare=prepare)
+            assert emulated(writing, within=merged) == [True, True]
+            assert (base / "upper/sub/file").exists()
+            assert emulated(opens(*paths), within=merged) == ["allowed/file", "allowed/sub/file", DENIED, DENIED]
+        finally:
+            libc.umount2(bytes(merged), 2)
+    finally:
+        libc.umount2(bytes(base), 2)
+
+
 # ------------------------------------------------------------ names and objects
 
 
