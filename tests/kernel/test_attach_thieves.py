@@ -9,11 +9,26 @@ import contextlib
 import errno
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 import pyseccomp as ps
-from attaching import DENIED, ask, deny_getppid, facts, filter_counts, may_suspend, notify_getppid, rounds
+from attaching import (
+    DENIED,
+    GETPPID,
+    NOTIFY,
+    X86_64,
+    ask,
+    deny_getppid,
+    facts,
+    filter_counts,
+    listeners_in,
+    may_suspend,
+    notify_getppid,
+    program_bytes,
+    rounds,
+)
 from harness import Victim, build_victim, status_field, victim
 
 ROUNDS = rounds(20)
@@ -88,3 +103,25 @@ def test_a_parent_that_waits_in_vfork_is_no_hindrance() -> None:
             f.attach(pid)
             assert ask(outer)["probe"] == DENIED
         assert status_field(outer.pid, "Seccomp_filters") == "0"
+
+
+NOTIFIES_EXIT = ps.Program.from_bytes(program_bytes(NOTIFY, GETPPID[X86_64], 60))
+"""No temporary thread could end under it, so a thread of the target must load it, with the descriptors that it has."""
+
+
+def test_without_a_temporary_thread_a_sharer_of_descriptors_is_refused() -> None:
+    with attacked("table") as (subject, _), ps.Filter(NOTIFIES_EXIT) as f:
+        sharer = Path(f"/proc/{subject.pid}/task/{subject.pid}/children").read_text().strip()
+        with pytest.raises(ps.TargetBusyError, match=f"process {sharer} shares its descriptors"):
+            f.attach(subject.pid)
+        assert ask(subject) == {"taken": 0, "probe": 0}
+
+
+@pytest.mark.parametrize("threads", ["all", "one"])
+def test_without_a_temporary_thread_the_listener_comes_all_the_same(threads: Literal["all", "one"]) -> None:
+    with victim(build_victim("idle"), "3") as subject, ps.Filter(NOTIFIES_EXIT) as f:
+        f.attach(subject.pid, threads=threads)
+        assert not listeners_in(subject.pid)
+        assert answered(f, subject)
+        counts = filter_counts(subject.pid)
+        assert counts == {tid: int(threads == "all" or tid == subject.pid) for tid in counts}
