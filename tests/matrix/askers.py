@@ -25,6 +25,8 @@ class Asker:
     capability: int | None = None
     """A capability that it lacks."""
     limit: Callable[[], None] | None = None
+    container: bool = False
+    """It is in a container, and its targets are in the same one."""
     pids: bool = False
     """Its cgroup can have no more processes."""
 
@@ -78,6 +80,7 @@ ASKERS = {
         Asker("pids-max", pids=True),
         Asker("user-nproc", USER, limit=_no_processes),
         Asker("no-memfd", limit=_no_memfd),
+        Asker("container", container=True),
     )
 }
 

@@ -9,18 +9,19 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pyseccomp as ps
-from matrix import askers, programs, system
+from matrix import askers, parked, programs, system
 from matrix.askers import Asker
 from matrix.operations import Operation, Refusal, Scene
 from matrix.places import Place, program
@@ -28,6 +29,8 @@ from matrix.target import PATIENCE, Snapshot, Target, TargetError, snapshot
 
 Kind = Literal["works", "refused", "wrong", "crashed", "hung", "died", "skipped", "broken"]
 DEADLINE = 4 * PATIENCE
+LIMITED = ("host", "pidns", "runc", "filters-1", "diverged", "frozen", "i386")
+"""Where callers with limits ask."""
 SETTLE = 5.0
 
 
@@ -58,6 +61,18 @@ def applies(operation: Operation, place: Place, asker: Asker) -> bool:
     """True if there is such a cell at all."""
     if operation.starts and (place.condition or place.runtime or place.inside or (place.root and asker.uid is not None)):
         return False
+    if (asker.limit is not None or asker.pids) and asker.name != "no-memfd" and place.name not in LIMITED:
+        return False  # what a caller runs short of does not hang on where the target lives
+    if operation.name == "foreign" and not place.machine:
+        return False
+    if operation.name == "park" and asker.pids:
+        return False  # its target would be in the same cgroup
+    if operation.name == "park" and (place.name not in parked.PLACES or ("--pid" in place.options and asker.capability == system.SYS_ADMIN)):
+        return False
+    if asker.container and (place.root or operation.cgroup or {"--user", "--io-uring"} & {*place.options} or place.condition == "traced"):
+        return False  # the container's policy forbids what would make the place
+    if operation.starts and asker.capability == system.SYS_ADMIN and "--pid" in place.options and "--user" not in place.options:
+        return False  # the program itself could not make its namespaces
     if operation.name == "emulate-open" and place.name == "kills-close":
         return False  # the target itself closes what it has opened
     if operation.cgroup and (place.condition == "frozen" or place.inside):
@@ -94,7 +109,7 @@ class _Runner:
         self.work = Path(tempfile.mkdtemp(prefix="psmx"))
         self.work.chmod(0o755)
         root = os.geteuid() == 0
-        if not root and (place.root or operation.cgroup or asker.uid is None and asker.name != "no-memfd"):
+        if not root and (place.root or operation.cgroup or (asker.uid is None and asker.name != "no-memfd")):
             raise Skip("privilege: root, to make the place or the asker")
         uid = asker.uid if root else None
         self.target = Target(self.work / "target", victim, uid)
@@ -114,6 +129,7 @@ class _Runner:
         self.cgroup: Path | None = None
         self.pids: Path | None = None
         self.tracer = -1
+        self.armed = False
         self.container: list[str] = []
         self.known: set[int] = set()
         self.added = {"target": 0, "child": 0}
@@ -132,11 +148,13 @@ class _Runner:
         before = self._look()
         probes = {role: self.target.state.probe(role) for role in self.target.roles}
         kind, text, facts = self._ask()
+        self.armed = bool(facts.get("armed"))
         outcome = Outcome(name_of(self.operation, self.place, self.asker), kind, text)
         if self.operation.starts and kind != "works":
             self._check_nothing_started(outcome)
             return outcome
         if self.operation.starts:
+            self.target.roles &= set(facts["roles"])
             self.target.wait_ready()
         self._check(outcome, before, probes, facts)
         return outcome
@@ -269,7 +287,6 @@ class _Runner:
         else:
             if self.pids is not None:
                 (self.pids / "cgroup.procs").write_text("0")
-                (self.pids / "pids.max").write_text("1")
             askers.become(self.asker)
 
         def start(filter: ps.Filter) -> ps.Popen:
@@ -277,13 +294,21 @@ class _Runner:
                 ["./target", *self.options], cwd=target.folder, stdin=subprocess.DEVNULL, stdout=target.theirs, filter=filter
             )
 
+        def become_target(sock: socket.socket) -> None:
+            parked.become_target(place, target.folder, target.state, target.theirs, sock)
+
         roles = set(target.roles)
-        scene = Scene(pid, child, target.state, target.folder, place, roles, self.cgroup, start=start)
+        scene = Scene(pid, child, target.state, target.folder, place, roles, self.cgroup, start=start, become_target=become_target)
         kind: Kind = "works"
         text = ""
         if self.asker.limit is not None:
-            self.asker.limit()
+            scene.limit = self.asker.limit
+        if self.pids is not None:
+            folder = self.pids
+            scene.limit = lambda: void((folder / "pids.max").write_text("1"))
         try:
+            if not self.operation.limits:
+                scene.limit()
             self.operation.run(scene)
         except Refusal as refusal:
             kind, text = "refused", str(refusal)
@@ -293,8 +318,8 @@ class _Runner:
             kind, text = "wrong", str(error) or traceback.format_exc()[-300:]
         except BaseException as error:
             kind, text = "crashed", f"{type(error).__name__}: {error} {_last_line(error)}"
-        facts = {"kind": kind, "text": text, "added": scene.added, "probe": scene.probe, "roles": sorted(scene.roles)}
-        os.write(writer, json.dumps(facts).encode())
+        facts = {"kind": kind, "text": text, "added": scene.added, "probe": scene.probe, "roles": sorted(scene.roles), **scene.facts}
+        os.writev(writer, [json.dumps(facts).encode()])  # a call of its own: fault injection leaves it alone
 
     # ------------------------------------------------------------- the checks
 
@@ -310,6 +335,8 @@ class _Runner:
         elif self.place.condition == "stopped" and not all(t["held"] for t in snapshot(target.pid).threads.values()):
             if self.operation.name in ("attach", "several", "tree", "cgroup", "query", "dump", "explain", "forgets-restart"):
                 harm.append("it was stopped before, and is not now")
+        if facts.get("killed"):
+            return  # as it is promised of what cannot be filtered in time
         self._release()
         fault = target.beats(roles)
         if fault:
@@ -325,7 +352,7 @@ class _Runner:
                 wanted = programs.DENIED
             if target.state.probe(role) != wanted:
                 harm.append(f"thread {role!r}: getppid fails with {target.state.probe(role)}, and {wanted} is right")
-        if not self.operation.stays:
+        if not self.operation.stays and not (self.operation.holds and outcome.kind != "works"):
             harm += self._left_over()
 
     def _check_unchanged(self, harm: list[str], before: dict[str, Snapshot], added: dict[str, int], kind: Kind) -> None:
@@ -352,7 +379,7 @@ class _Runner:
                     past = old.threads.get(tid, {}).get(name)
                     if name in ("Seccomp", "Seccomp_filters") or past is None or (name == "NoNewPrivs" and any(added.values())):
                         continue
-                    if name == "TracerPid" and self.operation.traces and kind == "works":
+                    if name == "TracerPid" and self.armed:
                         continue
                     if value != past and not (name == "held" and self.place.condition in ("stopped", "frozen")):
                         harm.append(f"{which}: thread {tid}: {name} was {past or '-'}, is {value or '-'}")
@@ -364,6 +391,8 @@ class _Runner:
     def _check_nothing_started(self, outcome: Outcome) -> None:
         outcome.harm += self._left_over()
         self.target.theirs.close()
+        if self.operation.name == "park":
+            return
         with contextlib.suppress(BlockingIOError):
             self.target.socket.setblocking(False)
             if self.target.socket.recv(1):
@@ -382,7 +411,7 @@ class _Runner:
     def _ours(self) -> set[int]:
         """Processes that are left, without the target's own; orphans that ended are reaped."""
         found = set()
-        for pid in system.descendants(os.getpid()) - self.known:
+        for pid in system.descendants(os.getpid()) - self.known - {self.target.pid}:
             with contextlib.suppress(OSError):
                 if os.readlink(f"/proc/{pid}/exe").startswith(str(self.target.folder / "target")):
                     continue
@@ -439,6 +468,10 @@ class _Runner:
 
 
 # -------------------------------------------------------------------- helpers
+
+
+def void(_: object) -> None:
+    """Forget a value."""
 
 
 def _until(condition: Callable[[], bool], what: str) -> None:
@@ -524,7 +557,3 @@ def _stack(pid: int) -> str:
 def _last_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     return "" if not frames else f"({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})"
-
-
-def as_json(outcome: Outcome) -> bytes:
-    return json.dumps(asdict(outcome)).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,11 +39,15 @@ class Scene:
     cgroup: Path | None
     again: tuple[str, ...] = ()
     start: Callable[..., object] | None = None
+    become_target: Callable[[socket.socket], None] | None = None
+    limit: Callable[[], None] = lambda: None
+    """Takes from the asker what it lacks."""
     added: dict[str, int] = field(default_factory=lambda: {"target": 0, "child": 0})
     """Filters put in force so far."""
     probe: int | None = None
     """The errno that getppid has for the target's threads in the end; None: as before."""
-    asserts: list[str] = field(default_factory=list)
+    facts: dict[str, bool] = field(default_factory=dict)
+    """armed: a trigger stays in the target; executed: it has executed another program; killed: as its deadline promised."""
 
     def wake(self) -> None:
         """Let a stopped or frozen target go on, where something is wanted of it."""
@@ -94,15 +99,27 @@ def serve(s: Scene) -> None:
         f.attach(s.pid)
         s.added["target"], s.probe = 1, DENIED
         s.wake()
-        loop = threading.Thread(target=f.serve, args=(responder,))
-        loop.start()
+        failures: list[BaseException] = []
+
+        def loop() -> None:
+            try:
+                f.serve(responder)
+            except BaseException as error:
+                failures.append(error)
+                f.close()
+
+        thread = threading.Thread(target=loop)
+        thread.start()
         try:
             answer = s.state.ask(PROBE)
-            assert answer == ANSWERED, f"the served call ended with {answer}"
         finally:
-            f.stop()
-            loop.join(PATIENCE)
-        assert not loop.is_alive(), "serve() did not stop"
+            if not f.closed:
+                f.stop()
+            thread.join(PATIENCE)
+        assert not thread.is_alive(), "serve() did not stop"
+        if failures:
+            raise failures[0]
+        assert answer == ANSWERED, f"the served call ended with {answer}"
 
 
 def several(s: Scene) -> None:
@@ -156,12 +173,19 @@ def gate(s: Scene) -> None:
 def on_exec(s: Scene) -> None:
     with ps.Filter(denying()) as f:
         a = f.attach(s.pid, activate_on="exec")
-        assert a.query().state == "inactive", a.query()
-        s.wake()
-        s.state.request(EXEC)
+        s.facts["armed"] = True
         assert isinstance(a, ps.TriggeredAttachment)
-        a.wait(PATIENCE)
+        if a.query().state != "inactive":
+            a.wait(PATIENCE)
+        s.wake()
+        s.facts["executed"] = True
         s.roles.intersection_update("mc")
+        s.state.request(EXEC)
+        try:
+            a.wait(PATIENCE)
+        except ps.AttachError:
+            s.facts["killed"] = a.query().state == "dead"
+            raise
         s.added["target"], s.probe = 1, DENIED
         assert a.query().state == "active", a.query()
 
@@ -169,6 +193,7 @@ def on_exec(s: Scene) -> None:
 def on_fork(s: Scene) -> None:
     with ps.Filter(denying()) as f:
         a = f.attach(s.pid, activate_on="fork")
+        s.facts["armed"] = True
         try:
             s.wake()
             pid = s.state.ask(FORK)
@@ -236,14 +261,8 @@ def checkpoint(s: Scene) -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            f = ps.Filter(notifying("getpgid"), name=f"matrix{os.getpid()}")
-            try:
-                f.attach(s.pid, on_supervisor_death="hold")
-                os.write(writer, b"1" + f.checkpoint())
-            except ps.SeccompError as error:
-                os.write(writer, b"0" + f"{type(error).__name__}: {error}".encode())
-            os.close(writer)
-            signal.pause()
+            s.limit()
+            _manage(s, writer)
         finally:
             os._exit(1)
     os.close(writer)
@@ -251,13 +270,32 @@ def checkpoint(s: Scene) -> None:
         data = file.read()
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    if data[:1] == b"0":
+    if data[:1] == b"A":
+        s.added["target"], s.probe = 1, DENIED
+        data = data[1:]
+    if data[:1] == b"R":
         raise Refusal(data[1:].decode())
-    assert data, "the first manager died"
-    s.added["target"], s.probe = 1, DENIED
+    if data[:1] != b"C":
+        raise RuntimeError(f"the first manager failed: {data.decode()}")
+    s.limit()
     with ps.Filter.restore(data[1:]) as f:
         assert f.query().state == "active"
         _answer_one(s, f)
+
+
+def _manage(s: Scene, writer: int) -> None:
+    """Be the manager that is killed once its checkpoint is taken."""
+    try:
+        f = ps.Filter(notifying("getpgid"), name=f"matrix{os.getpid()}")
+        f.attach(s.pid, on_supervisor_death="hold")
+        os.write(writer, b"A")
+        os.write(writer, b"C" + f.checkpoint())
+    except ps.SeccompError as error:
+        os.write(writer, f"R{type(error).__name__}: {error}".encode())
+    except BaseException as error:
+        os.write(writer, f"{type(error).__name__}: {error}".encode())
+    os.close(writer)
+    signal.pause()
 
 
 def emulate_open(s: Scene) -> None:
@@ -277,11 +315,74 @@ def emulate_open(s: Scene) -> None:
 def popen(s: Scene) -> None:
     assert s.start is not None
     with ps.Filter(denying()) as f:
-        process = s.start(filter=f)
+        try:
+            process = s.start(filter=f)
+        except ps.SeccompError:
+            raise
+        except OSError as error:  # as subprocess itself raises them
+            raise Refusal(f"{type(error).__name__}: {error}") from None
         s.added.update(target=1, child=1)
         s.probe = DENIED
         assert isinstance(process, ps.Popen) and process.attachment is not None
         process.returncode = 0  # it is not ours to wait for
+
+
+def park(s: Scene) -> None:
+    assert s.become_target is not None
+    ours, theirs = socket.socketpair()
+    if os.fork() == 0:
+        ours.close()
+        s.become_target(theirs)
+    theirs.close()
+    s.roles.intersection_update("m")
+    s.limit()
+    with ours, ps.Filter(notifying("getpgid")) as f:
+        f.send(ours)
+        ours.settimeout(PATIENCE)
+        reply = ours.recv(4096)
+        if reply[:1] != b"P":
+            raise Refusal(reply[1:].decode() or "the target ended")
+        (a,) = f.wait_parked(1, PATIENCE)
+        assert a.query().state == "inactive", a.query()
+        s.settle(0)
+        f.activate()
+        s.settle(DENIED)
+        s.added["target"], s.probe = 1, DENIED
+        assert a.query().state == "active", a.query()
+        _answer_one(s, f)
+        ours.send(b"K")
+
+
+def deadline(s: Scene) -> None:
+    with ps.Filter(denying()) as f:
+        a = f.attach(s.pid, active=False, deadline=0.2)
+        try:
+            assert a.query().state == "inactive", a.query()
+        except ps.SeccompError:
+            s.added["target"], s.probe = 1, DENIED  # an inactive attachment does not leave the block as it is
+            raise
+        s.wake()
+        try:
+            s.settle(DENIED)
+        except AssertionError:
+            if a.query().state != "dead":
+                raise
+            s.facts["killed"] = True
+            raise Refusal("killed at its deadline, because it could not be filtered") from None
+        s.added["target"], s.probe = 1, DENIED
+        end = time.monotonic() + PATIENCE
+        while not a.activated:  # the guardian's report comes by a thread
+            assert time.monotonic() < end, a.query()
+            time.sleep(0.002)
+        assert a.query().state == "active", a.query()
+
+
+def foreign(s: Scene) -> None:
+    policy = ps.Policy(arches=ARCHES[:1])  # says nothing of the target's calls
+    policy.add(ps.ERRNO(DENIED), "getppid")
+    with ps.Filter(policy) as f:
+        f.attach(s.pid)
+        s.added["target"], s.probe = 1, DENIED
 
 
 def forgets_restart(s: Scene) -> None:
@@ -308,6 +409,10 @@ class Operation:
     """It starts its target itself."""
     stays: bool = False
     """Something of ours answers the target for as long as that lives."""
+    holds: bool = False
+    """A guardian keeps its listener until the second manager has come."""
+    limits: bool = False
+    """It calls :attr:`Scene.limit` itself."""
     traces: bool = False
     """That is its tracer: the trigger stays armed, as its documentation says."""
 
@@ -328,11 +433,14 @@ OPERATIONS = {
         Operation("query", query),
         Operation("dump", dump),
         Operation("explain", explain),
+        Operation("park", park, starts=True, limits=True),
+        Operation("deadline", deadline),
         Operation("trace", trace, stays=True),
         Operation("profile", profile_, stays=True),
-        Operation("checkpoint", checkpoint),
+        Operation("checkpoint", checkpoint, holds=True, limits=True),
         Operation("emulate-open", emulate_open),
         Operation("popen", popen, starts=True),
+        Operation("foreign", foreign),
         Operation("forgets-restart", forgets_restart),
         Operation("forgets-close", forgets_close),
     )

@@ -34,7 +34,7 @@ def notifying(*names: str) -> ps.Policy:
 
 
 def forgetting(*names: str, notify: bool = False) -> ps.Policy:
-    """A policy whose author forgot those calls, which kill; it denies getppid as the others do."""
+    """A policy that forgets those calls, which then kill; it denies getppid as the others do."""
     policy = notifying("getpgid") if notify else denying()
     for name in names:
         policy.add(ps.KILL_PROCESS, name)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from harness import build_victim
 from matrix.askers import ASKERS
-from matrix.cell import DEADLINE, Outcome, applies, as_json, run
+from matrix.cell import DEADLINE, Outcome, applies, run
+from matrix.container import run_contained
 from matrix.operations import OPERATIONS
 from matrix.places import PLACES
 
 Cell = tuple[str, str, str]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def cells() -> list[Cell]:
@@ -44,41 +49,63 @@ def victims() -> dict[str, Path | None]:
 
 def run_all(chosen: Iterable[Cell], jobs: int = 4, tell: Callable[[Outcome], object] | None = None) -> list[Outcome]:
     """Run cells; what became of each, in the order given."""
+    cells = list(chosen)
+    contained = [cell for cell in cells if ASKERS[cell[2]].container]
+    found = dict(zip(contained, run_contained(contained, jobs, 60 + DEADLINE * len(contained)), strict=True)) if contained else {}
+    rest = [cell for cell in cells if cell not in found]
+    found.update(zip(rest, run_here(rest, jobs, tell), strict=True))
+    return [found[cell] for cell in cells]
+
+
+def run_here(cells: Sequence[Cell], jobs: int, tell: Callable[[Outcome], object] | None = None) -> list[Outcome]:
+    """The same, for cells whose asker is in no container of its own, or that are in it already."""
     programs = victims()
-    waiting = list(enumerate(chosen))
-    running: dict[int, tuple[int, int, Cell, float, bytes]] = {}  # by the pipe: index, pid
-    found: dict[int, Outcome] = {}
+
+    def one(cell: Cell) -> Outcome:
+        victim = programs[PLACES[cell[1]].machine]
+        if victim is None:
+            return Outcome(" ".join(cell), "skipped", "material lacks a compiler for 32-bit programs")
+        return run(OPERATIONS[cell[0]], PLACES[cell[1]], ASKERS[cell[2]], victim)
+
+    found = run_processes(cells, one, jobs, tell)
+    return [Outcome(" ".join(cell), "broken", r) if isinstance(r, str) else r for cell, r in zip(cells, found, strict=True)]
+
+
+def run_processes(
+    items: Sequence[Item], work: Callable[[Item], Result], jobs: int, tell: Callable[[Result], object] | None = None
+) -> list[Result | str]:
+    """Call work(item) for each, some at a time, each in a process of its own; a text where that did not answer."""
+    waiting = list(enumerate(items))
+    running: dict[int, tuple[int, int, float, bytes]] = {}  # by the pipe: index, pid, deadline, what came
+    found: dict[int, Result | str] = {}
     while waiting or running:
         while waiting and len(running) < jobs:
-            at, cell = waiting.pop(0)
-            victim = programs[PLACES[cell[1]].machine]
-            if victim is None:
-                found[at] = Outcome(" ".join(cell), "skipped", "material lacks a compiler for 32-bit programs")
-                continue
-            fd, pid = _fork(cell, victim)
-            running[fd] = (at, pid, cell, time.monotonic() + 3 * DEADLINE, b"")
+            at, item = waiting.pop(0)
+            fd, pid = _fork(work, item)
+            running[fd] = (at, pid, time.monotonic() + 3 * DEADLINE, b"")
         for fd in select.select(list(running), [], [], 1.0)[0]:
-            at, pid, cell, end, data = running[fd]
+            at, pid, end, data = running[fd]
             chunk = os.read(fd, 1 << 16)
             if chunk:
-                running[fd] = (at, pid, cell, end, data + chunk)
+                running[fd] = (at, pid, end, data + chunk)
                 continue
             del running[fd]
             os.close(fd)
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            outcome = Outcome(" ".join(cell), "broken", f"the cell's own process ended with {status}")
-            if data:
-                outcome = Outcome(**json.loads(data))
-            found[at] = outcome
+            if not data:
+                found[at] = f"its own process ended with {status}"
+                continue
+            result = pickle.loads(data)
+            found[at] = result
             if tell is not None:
-                tell(outcome)
-        for _, pid, _, end, _ in list(running.values()):
+                tell(result)
+        for _, pid, end, _ in list(running.values()):
             if time.monotonic() > end:
                 os.kill(pid, signal.SIGKILL)
     return [found[at] for at in sorted(found)]
 
 
-def _fork(cell: Cell, victim: Path) -> tuple[int, int]:
+def _fork(work: Callable[[Item], Result], item: Item) -> tuple[int, int]:
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -87,9 +114,11 @@ def _fork(cell: Cell, victim: Path) -> tuple[int, int]:
         try:
             os.setsid()
             os.close(reader)
-            outcome = run(OPERATIONS[cell[0]], PLACES[cell[1]], ASKERS[cell[2]], victim)
+            data = pickle.dumps(work(item))
             with os.fdopen(writer, "wb") as out:
-                out.write(as_json(outcome))
+                out.write(data)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     os.close(writer)

@@ -41,7 +41,26 @@ class State:
 
     def request(self, what: int) -> None:
         """Ask the main thread for something."""
-        struct.pack_into("=i", self._map, 0, what)
+        self._set(0, what)
+
+    def _set(self, at: int, value: int) -> None:
+        struct.pack_into("=i", self._map, 4 * at, value)
+
+    @property
+    def requested(self) -> int:
+        """What was asked for."""
+        return self._get(0)
+
+    def answer(self, result: int) -> None:
+        """As the target: answer a request."""
+        self._set(2, result)
+        self._set(0, IDLE)
+        self._set(1, self._get(1) + 1)
+
+    def finish_round(self, role: str, probe: int) -> None:
+        """As the target: a round is over."""
+        self._set(7 + ROLES.index(role), probe)
+        self._set(7 + len(ROLES) + ROLES.index(role), self.rounds(role) + 1)
 
     @property
     def answered(self) -> int:
@@ -164,7 +183,7 @@ class Target:
         text = b""
         while missing:
             if not select.select([self.socket], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise TargetError(f"no letter of {sorted(missing)} within {timeout} s: {text[-200:]!r}; it is {system.command(self.launcher.pid)}")
+                raise TargetError(f"no letter of {sorted(missing)} within {timeout} s: {text[-200:]!r}; {self._launched()}")
             data, ancillary, _, _ = self.socket.recvmsg(1, socket.CMSG_SPACE(12))
             if not data:
                 raise TargetError(f"it ended: {text[-200:]!r}")
@@ -179,6 +198,10 @@ class Target:
                     self.pid = pid
         self.pidfd = os.pidfd_open(self.pid)
         self.theirs.close()
+
+    def _launched(self) -> str:
+        launcher = getattr(self, "launcher", None)
+        return "" if launcher is None else f"it is {system.command(launcher.pid)}"
 
     def beats(self, roles: set[str], rounds: int = 2, timeout: float = PATIENCE) -> str | None:
         """Wait until each of those threads has finished so many more rounds; what is wrong, or None."""

@@ -35,7 +35,7 @@ struct state {
 static struct state *state;
 static int work, nothing[2];
 static bool no_futex, no_poll, diverge;
-static int late_ms = 5000;
+static int late_ms = 8000;
 
 static void wrong(int role, enum wrong kind, long value)
 {
@@ -281,7 +281,7 @@ static void enter_namespaces(int flags, bool mount_proc)
 }
 
 /* Take the place that the options name, then become the plain program there: an exec makes the process an ordinary one of its
- * user again, whose memory others of that user may look at. */
+ * user again, and others of that user may read its memory. */
 static void take_place(int argc, char **argv)
 {
 	int flags = 0, uid = -1, n = 0;
