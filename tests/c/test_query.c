@@ -54,7 +54,7 @@ static void refuses_what_the_kernel_never_writes(void)
 		"Name:\tx\nState:\tR\nTgid:\t99999999999999999999\nPid:\t1\nTracerPid:\t0\nUid:\t0\t0\n", /* 2^64 */
 		"Name:\tx\nState:\tR\nTgid:\t2147483648\nPid:\t1\nTracerPid:\t0\nUid:\t0\t0\n",		/* 2^31 */
 		"Name:\tx\nState:\tR\nTgid:\t1x\nPid:\t1\nTracerPid:\t0\nUid:\t0\t0\n",			/* a tail */
-		"Name:\tx\nState:\tR\nTgid:\t1\nPid:\t1\nTracerPid:\t0\nUid:\t0\t0\nSeccomp:\t3\n",	/* no such mode */
+		"Name:\tx\nState:\tR\nTgid:\t1\nPid:\t1\nTracerPid:\t0\nUid:\t0\t0\nSeccomp:\t4\n",	/* no such mode */
 		"Name:\tx\nState:\tR\nTgid:\t1\nPid:\t1\nTracerPid:\t0\nUid:\t0\t0\nNoNewPrivs:\t5\n",	/* not a bool */
 		"Name:\tx\nState:\tR\nTgid:\t1\nPid:\t1\nTracerPid:\t0\nUid:\t0\t0\nSeccomp:\t2\nSeccomp:\t0\n", /* twice */
 	};
