@@ -94,6 +94,16 @@ void psc_signal_tick_arm(int wake_signal, int64_t ns)
 		armed = 0;
 }
 
+void psc_signal_tick_disarm(void)
+{
+	if (!armed || signal_pipe >= 0)
+		return;
+	if (!forbidden)
+		(void)set_timer(0);
+	armed = 0;
+	psc_signal_ticked = 0;
+}
+
 void psc_signal_tick_begin(int wake_signal, int signals)
 {
 	signal_pipe = signals;

@@ -13,6 +13,10 @@ extern __thread volatile sig_atomic_t psc_signal_ticked __attribute__((tls_model
  * already. Where the kernel gives no timer, or after psc_signal_tick_forbid(), no tick comes. */
 void psc_signal_tick_arm(int wake_signal, int64_t ns);
 
+/* After psc_signal_tick_arm(): no tick is to come any more, for it would interrupt what the thread does
+ * next, such as pause(). Between begin and end the loop's own ticks go on. */
+void psc_signal_tick_disarm(void);
+
 /* For a loop that must not return for a tick alone: signals is a pipe into which the interpreter's
  * handlers write (-1: none). Ticks come until psc_signal_tick_end(). */
 void psc_signal_tick_begin(int wake_signal, int signals);

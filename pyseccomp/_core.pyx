@@ -1424,6 +1424,7 @@ cdef extern from "fcntl.h" nogil:
 
 cdef extern from "signal_tick.h" nogil:
     void psc_signal_tick_arm(int wake_signal, int64_t ns)
+    void psc_signal_tick_disarm()
     void psc_signal_tick_begin(int wake_signal, int signals)
     void psc_signal_tick_end()
     bint psc_signal_tick_is_forbidden()
@@ -1585,8 +1586,14 @@ cdef class Inbox:
                 else:
                     r = cpsc.psc_turn_receive(turn, event)
             if r != -EINTR:
-                return r
-            PyErr_CheckSignals()
+                break
+            try:
+                PyErr_CheckSignals()
+            except BaseException:
+                psc_signal_tick_disarm()
+                raise
+        psc_signal_tick_disarm()
+        return r
 
     def receive(self, int64_t timeout_ns) -> Event | None:
         cdef Event event = self._make(self.stats)
