@@ -345,6 +345,25 @@ static int pid_of(int pidfd, pid_t *ret_pid)
 	return 0;
 }
 
+static int mount_and_inode(int fd, uint64_t ret[2])
+{
+	char path[64], text[1024];
+	int r;
+
+	snprintf(path, sizeof(path), "/proc/thread-self/fdinfo/%d", fd);
+	r = read_text(AT_FDCWD, path, text, sizeof(text));
+	if (r == 0 && (numbers(field(text, "mnt_id"), 10, &ret[0], 1) != 1 || numbers(field(text, "ino"), 10, &ret[1], 1) != 1))
+		r = -EBADMSG;
+	return r;
+}
+
+bool psc_same_by_fdinfo(int a, int b)
+{
+	uint64_t x[2], y[2];
+
+	return mount_and_inode(a, x) == 0 && mount_and_inode(b, y) == 0 && x[0] == y[0] && x[1] == y[1];
+}
+
 int psc_caller_check_devices(int proc, int pidfd)
 {
 	char path[64], theirs[MAX_TEXT], ours[MAX_TEXT];

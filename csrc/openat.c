@@ -421,7 +421,8 @@ int psc_open_begin(int opener, struct psc_inbox *inbox, const struct psc_event *
 /* What was opened is what was approved: a file to be made has no object yet, and a temporary one is another. */
 static bool is_approved(const struct psc_opening *opening, int fd)
 {
-	return opening->creates || opening->flags & ONLY_TMPFILE || psc_same_object(opening->object, fd);
+	return opening->creates || opening->flags & ONLY_TMPFILE || psc_same_object(opening->object, fd) ||
+	       psc_same_by_fdinfo(opening->object, fd);
 }
 
 int psc_open_finish(struct psc_opening *opening, int *ret_fd)

@@ -106,6 +106,9 @@ PSC_MUST_CHECK int psc_place_within(const struct psc_place *place, int directory
 /* Both are the same object of the same file system. Does not wait. */
 PSC_MUST_CHECK bool psc_same_object(int a, int b);
 
+/* The same by mount and inode, as the kernel tells of any descriptor, also of a FUSE that this process may not ask. */
+PSC_MUST_CHECK bool psc_same_by_fdinfo(int a, int b);
+
 /* Read who the task is from its directory of /proc. ret_fds: the namespaces to enter, in
  * the order of the bits of enters; the caller closes them, also after a failure. Returns
  * 0 or -EPERM, -ESRCH, -E2BIG, -EBADMSG. */

@@ -1386,8 +1386,9 @@ PSC_MUST_CHECK int psc_open_begin(int opener, struct psc_inbox *inbox, const str
  * and the names from there must lead to the same object again below the descriptor, without links.
  * The target's mount must not be laxer (read-only, noexec, nodev, nosuid) than that one is. For a
  * target with other mounts the caller passes what the target sees as directory, by any name.
- * 1 or 0; 0 too if the tree is being renamed all the time. -ENOTDIR: directory is none. -ETIMEDOUT,
- * -ECANCELED, -EPIPE, ...: it cannot be told. Waits. */
+ * 1 or 0; 0 too if this process may not look at the object, or if the tree is being renamed all
+ * the time. -ENOTDIR: directory is none. -ETIMEDOUT, -ECANCELED, -EPIPE, ...: it cannot be told.
+ * Waits. */
 PSC_MUST_CHECK int psc_opening_within(int opener, const struct psc_opening *opening, int directory);
 
 /* Open a directory for psc_opening_within(): O_PATH, and no component of path is a link

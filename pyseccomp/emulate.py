@@ -166,7 +166,7 @@ class Opening(Owned):
         and the names from there must lead to the same object again in the mounts of this process, without links. So
         mounts of the target count for nothing. The target's mount may not be laxer (read-only, noexec, nodev,
         nosuid) than the one that this process sees. Of hard links, the name that the target used is judged. An unlinked
-        object is nowhere below. A rename after this call changes nothing: what was judged is what is opened.
+        object is nowhere below, nor is one that this process may not look at (another user's FUSE). A rename after this call changes nothing: what was judged is what is opened.
 
         Args:
             directory: an absolute path as this process sees it, without links in it: of a container's target, the

@@ -56,14 +56,14 @@ def _serve(fd: int, silent: bool) -> None:
 
 
 @contextlib.contextmanager
-def mounted(at: Path, options: str = "", silent: bool = False) -> Iterator[bool]:
-    """Mount it for root alone, or with allow_other; silent: names are never found, and never not found. False: no fuse here."""
+def mounted(at: Path, options: str = "", silent: bool = False, user: int = 0) -> Iterator[bool]:
+    """Mount it for one user alone, or with allow_other; silent: names are never found, and never not found. False: no fuse here."""
     try:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         yield False
         return
-    how = f"fd={fd},rootmode=40000,user_id=0,group_id=0{options}".encode()
+    how = f"fd={fd},rootmode=40000,user_id={user},group_id={user}{options}".encode()
     if libc.mount(b"test", bytes(at), b"fuse", 6, how):  # nosuid, nodev
         os.close(fd)
         if ctypes.get_errno() not in (errno.ENODEV, errno.EPERM):

@@ -149,6 +149,23 @@ def test_a_fuse_for_root_alone_is_not_read_by_others(yard: Path) -> None:
 
 
 @needs_root
+def test_a_users_own_fuse_is_opened_for_it_where_the_supervisor_may_not_look(yard: Path) -> None:
+    """Not even root may ask a user's FUSE; it cannot tell whether such a file is within anything."""
+    path = bytes(yard / "mount/file")
+
+    def target() -> Any:
+        become()
+        return content(openat(path))
+
+    with fuse.mounted(yard / "mount", user=USER) as is_mounted:
+        if not is_mounted:
+            pytest.skip("kernel lacks fuse, or privilege: to mount it")
+        assert both(target) == (fuse.CONTENT, fuse.CONTENT)
+        assert emulated(target, within=yard) == -errno.EACCES
+        assert both(lambda: openat(path)) == (-errno.EACCES, -errno.EACCES)
+
+
+@needs_root
 def test_a_sysctl_of_root_is_not_written_by_others(yard: Path) -> None:
     """/proc/sys asks the euid."""
 
