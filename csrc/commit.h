@@ -39,7 +39,7 @@ bool psc_job_fits_cave(const struct psc_job *job);
 uint32_t psc_job_seccomp_flags(const struct psc_job *job, bool all_threads);
 
 /* A listener must be closed in the target before it runs again, under the very program that has
- * just come into force; and nobody outside the thread group may reach it before. */
+ * just come into force, and no process outside the thread group may reach it before. */
 PSC_MUST_CHECK int psc_commit_check_listener(struct psc_commit *commit);
 
 /* Everything that can be refused without a call. */

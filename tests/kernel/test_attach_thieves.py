@@ -70,8 +70,8 @@ def test_no_thief_gets_the_listener(how: str, tree: bool) -> None:
 
 @root_only
 def test_a_program_that_is_rewritten_before_the_kernel_has_it_is_told() -> None:
-    told = 0
     for first in range(0, ROUNDS, PER_TARGET):
+        told = 0
         with attacked("write") as (subject, thief):
             for _ in range(min(PER_TARGET, ROUNDS - first)):
                 with ps.Filter(notify_getppid()) as f:
