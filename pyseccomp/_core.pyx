@@ -17,6 +17,7 @@ from posix.unistd cimport close, read
 from pyseccomp cimport cpsc
 from pyseccomp.cpsc cimport ECANCELED
 
+import _thread
 import contextlib
 import errno
 import fcntl
@@ -260,10 +261,10 @@ cdef class Fd:
         self.fd = -1
         return fd
 
-    def shutdown(self) -> None:
-        """End both directions of a socket."""
+    def shutdown(self, int how=SHUT_RDWR) -> None:
+        """End one or both directions of a socket; no error when it has ended."""
         if self.fd >= 0:
-            shutdown(self.fd, SHUT_RDWR)
+            shutdown(self.fd, how)
 
     def __repr__(self):
         return f"<Fd {self.fd}>" if self.fd >= 0 else "<Fd closed>"
@@ -288,6 +289,19 @@ def own_pair(function, *args) -> tuple[Fd, Fd]:
     cdef Fd second = Fd.__new__(Fd)
     first.fd, second.fd = function(*args)
     return first, second
+
+
+def launch(list running, function) -> None:
+    """Start a thread that calls function(), and append its number to a list: both have happened, or neither."""
+    running.append(_thread.start_new_thread(function, ()))
+
+
+def pass_through(lock, double timeout) -> bool:
+    """Wait until a lock is free, at most timeout seconds (-1: for ever); it is free afterwards, whatever a signal handler raises."""
+    if not lock.acquire(True, timeout):
+        return False
+    lock.release()
+    return True
 
 
 def duplicate(int fd) -> Fd:
@@ -450,14 +464,14 @@ def holder_same(int pid, int fd, int other_pid, int other_fd) -> int:
 
 # ----------------------------------------------------------------- filter fd
 
-def filterfd_create(const uint8_t[::1] program, uint32_t flags) -> int:
+def filterfd_create(const uint8_t[::1] program, uint32_t flags) -> Fd:
     cdef size_t n = 0
     cdef int fd = -1
     cdef const cpsc.sock_filter *insns = _insns(program, &n)
     r = cpsc.psc_filterfd_create(insns, n, flags, &fd)
     if r < 0:
         raise OSError(-r, os.strerror(-r))
-    return fd
+    return _own(fd)
 
 
 def filterfd_read(int fd) -> tuple[bytes, int]:
@@ -473,7 +487,41 @@ def filterfd_read(int fd) -> tuple[bytes, int]:
 
 # ------------------------------------------------------------ install, attach
 
-def install(const uint8_t[::1] program, uint32_t flags, int no_new_privs) -> int:
+cdef class Outcome:
+    """What became of an attach, made before it and filled in by the C code that attaches. Owns the listeners.
+
+    So an exception that a signal handler raises at any moment finds the listeners with their owner, and the attachment that
+    has this object tells what is true.
+    """
+
+    cdef public object raw  # of an attach that succeeded, as _attach_result() makes it
+    cdef public object result
+    cdef public object error  # why the listeners are not received from
+    cdef readonly list fds
+
+    def __cinit__(self):
+        self.fds = []
+
+    @property
+    def listeners(self) -> tuple[int, ...]:
+        return tuple([(<Fd>fd).fd for fd in self.fds if (<Fd>fd).fd >= 0])
+
+    @property
+    def done(self) -> bool:
+        """True when the filter is in force."""
+        return self.raw is not None or self.result is not None
+
+    def keep(self, list fds) -> None:
+        """Own descriptors from now on."""
+        self.fds = self.fds + fds
+
+    def close(self) -> None:
+        for fd in self.fds:
+            (<Fd>fd)._close()
+
+
+def install(const uint8_t[::1] program, uint32_t flags, int no_new_privs, Outcome outcome=None, result=None, Face face=None) -> int:
+    """Load a program on this process. With an outcome: that gets the result, and owns the listener if one was asked for."""
     cdef size_t n = 0
     cdef const cpsc.sock_filter *insns = _insns(program, &n)
     cdef uint32_t forbids = _before_own(insns, n, flags & PSC_NEW_LISTENER)
@@ -482,6 +530,13 @@ def install(const uint8_t[::1] program, uint32_t flags, int no_new_privs) -> int
         raise OSError(-r, os.strerror(-r))
     global _forbidden
     _forbidden |= forbids
+    if outcome is not None:
+        outcome.result = result
+        if flags & PSC_NEW_LISTENER:
+            outcome.fds = [_own(r)]
+            if face is not None and not forbids:
+                face._receive_from(outcome)
+        return 0
     return r
 
 
@@ -489,11 +544,14 @@ def install_knows_flags(uint32_t flags) -> bool:
     return cpsc.psc_install_knows_flags(flags)
 
 
-def attach(int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_privs, bint leader_only, bint in_thread,
-           uint64_t timeout_ns, bint foreign_arch) -> tuple:
+def attach(Outcome outcome not None, Face face, int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_privs,
+           bint leader_only, bint in_thread, uint64_t timeout_ns, bint foreign_arch, Gate gate=None, unsigned int slot=0, list triggers=None,
+           dict care=None) -> tuple:
+    """Attach. On success the outcome has everything; listeners go to the gate, if there is one, or are received from by the face."""
     cdef size_t n = 0
     cdef cpsc.psc_attach_options options
     cdef cpsc.psc_attach_result result
+    cdef tuple raw
     cdef int r
     memset(&options, 0, sizeof(options))
     options.pidfd = pidfd
@@ -507,12 +565,25 @@ def attach(int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_pri
     options.timeout_ns = timeout_ns
     with nogil:
         r = cpsc.psc_attach(&options, &result)
-    return _attach_result(r, &result)
+    raw = _attach_result(r, &result, outcome)
+    if gate is not None and outcome.fds:
+        try:
+            for fd in outcome.fds:
+                gate.add((<Fd>fd).fd, slot, triggers, **care)
+        except OSError as error:
+            outcome.error = error
+        face.show(True)
+    elif face is not None and outcome.fds:
+        face._receive_from(outcome)
+    return raw
 
 
-def attach_group(int pidfd, int cgroup, const uint8_t[::1] program, uint32_t flags, int no_new_privs, bint in_thread,
+def attach_group(Outcome outcome not None, Face face not None, int pidfd, int cgroup, const uint8_t[::1] program,
+                 uint32_t flags, int no_new_privs, bint in_thread,
                  uint64_t timeout_ns, bint skip, bint foreign_arch, bint by_parent=False) -> tuple:
+    """Attach to many. outcome.raw becomes (r, refusal, blamed, stop_ns, [(pidfd, enum psc_became, as of attach, Outcome)])."""
     cdef size_t n = 0, i
+    cdef Outcome member
     cdef cpsc.psc_group_options options
     cdef cpsc.psc_group_result result
     cdef int r
@@ -530,28 +601,42 @@ def attach_group(int pidfd, int cgroup, const uint8_t[::1] program, uint32_t fla
     options.by_parent = by_parent
     with nogil:
         r = cpsc.psc_attach_group(&options, &result)
+    members = []
     try:
-        members = [
-            (result.members[i].pidfd, result.members[i].became, _attach_result(result.members[i].error, &result.members[i].result))
-            for i in range(result.n)
-        ]
-        return r, <int>result.refusal, result.blamed, result.stop_ns, members
+        for i in range(result.n):
+            member = Outcome()
+            raw = _attach_result(result.members[i].error, &result.members[i].result, member)
+            members.append((_own(result.members[i].pidfd), result.members[i].became, raw, member))
+            if result.members[i].became == 1 and member.fds:
+                face._receive_from(member)
+        outcome.raw = (r, <int>result.refusal, result.blamed, result.stop_ns, members)
+        return outcome.raw
     finally:
         cpsc.psc_group_result_destroy(&result)
 
 
-cdef tuple _attach_result(int r, cpsc.psc_attach_result *result):
-    """Convert and free."""
+cdef tuple _attach_result(int r, cpsc.psc_attach_result *result, Outcome outcome):
+    """Convert and free. The outcome gets all of it if the filter is in force; listeners of a failure are closed."""
     cdef size_t i
+    cdef list fds = []
     try:
+        if result.listener >= 0:
+            fds.append(_own(result.listener))
+        for i in range(result.n_threads):
+            if result.threads[i].listener >= 0:
+                fds.append(_own(result.threads[i].listener))
         threads = [
             (result.threads[i].tid, result.threads[i].filters_before, result.threads[i].filters_after, result.threads[i].listener)
             for i in range(result.n_threads)
         ]
-        return (
+        raw = (
             r, <int>result.refusal, result.tid, result.other_tracer, result.pid, result.listener, result.audit_arch,
             result.no_new_privs_set, result.suspended, result.stop_ns, result.residue, threads,
         )
+        if r >= 0:
+            outcome.fds = fds
+            outcome.raw = raw
+        return raw
     finally:
         cpsc.psc_attach_result_destroy(result)
 
@@ -559,12 +644,25 @@ cdef tuple _attach_result(int r, cpsc.psc_attach_result *result):
 # ------------------------------------------------------------------- trigger
 
 cdef class Trigger:
-    """One armed trigger; finish() ends it. Dropped without, it stays armed and its few resources stay too."""
+    """One trigger: arm() arms it, finish() ends it. Dropped before, it is disarmed: nothing would be left to follow it."""
 
     cdef cpsc.psc_trigger *_trigger
+    cdef bint _followed
     cdef readonly tuple refused
 
-    def __init__(
+    def __dealloc__(self):
+        if self._trigger != NULL and not _ending:
+            self.disarm()
+            self.finish(Outcome())
+
+    def follow(self) -> bool:
+        """Claim it for the caller, who is to call finish(); True for the first."""
+        if self._followed or self._trigger == NULL:
+            return False
+        self._followed = True
+        return True
+
+    def arm(
         self, int pidfd, const uint8_t[::1] program, uint32_t flags, int no_new_privs, uint64_t timeout_ns, bint foreign_arch,
         str event="exec"
     ):
@@ -586,22 +684,22 @@ cdef class Trigger:
                 r = cpsc.psc_trigger_arm_fork(&options, process_too, &self._trigger, &result)
             else:
                 r = cpsc.psc_trigger_arm(&options, &self._trigger, &result)
-        self.refused = _attach_result(r, &result) if r < 0 else None
+        self.refused = _attach_result(r, &result, None) if r < 0 else None
 
     def disarm(self) -> None:
         if self._trigger != NULL:
             cpsc.psc_trigger_disarm(self._trigger)
 
-    def next(self) -> tuple | None:
+    def next(self, Outcome outcome not None) -> tuple[tuple, Fd] | None:
         cdef int pidfd
         cdef cpsc.psc_attach_result result
         cdef cpsc.psc_trigger *trigger = self._trigger
         cdef int r
         with nogil:
             r = cpsc.psc_trigger_next(trigger, &result, &pidfd)
-        return None if r > 0 else (_attach_result(r, &result), pidfd)
+        return None if r > 0 else (_attach_result(r, &result, outcome), _own(pidfd))
 
-    def finish(self) -> tuple:
+    def finish(self, Outcome outcome not None) -> tuple[tuple, Fd]:
         cdef int pidfd
         cdef cpsc.psc_attach_result result
         cdef cpsc.psc_trigger *trigger = self._trigger
@@ -609,7 +707,7 @@ cdef class Trigger:
         with nogil:
             r = cpsc.psc_trigger_finish(trigger, &result, &pidfd)
         self._trigger = NULL
-        return _attach_result(r, &result), pidfd
+        return _attach_result(r, &result, outcome), _own(pidfd)
 
 # --------------------------------------------------------------- equivalence
 
@@ -1867,11 +1965,13 @@ cdef class Journal:
     cdef cpsc.psc_journal *journal
     cdef readonly int fd
 
-    def __cinit__(self, int fd=-1):
+    def __cinit__(self, Fd fd=None):
         """Make a journal, or adopt one whose keeper is dead; fd is then this object's."""
-        self.fd = fd
-        if fd >= 0:
-            _os_check(cpsc.psc_journal_adopt(fd, &self.journal))
+        self.fd = -1
+        if fd is not None:
+            _os_check(cpsc.psc_journal_adopt(fd.fd, &self.journal))
+            self.fd = fd.fd
+            fd.fd = -1
             return
         _check(cpsc.psc_journal_new(&self.fd, &self.journal), "make a journal of notifications")
 
@@ -1882,14 +1982,14 @@ cdef class Journal:
             close(self.fd)
 
 
-def guardian_start(bytes path) -> int:
+def guardian_start(bytes path) -> Fd:
     cdef const char *c_path = path
     cdef int socket = -1, r
     with nogil:
         r = cpsc.psc_guardian_start(c_path, &socket)
     if r < 0:
         raise OSError(-r, os.strerror(-r))
-    return socket
+    return _own(socket)
 
 
 def guardian_send(int socket, fds, uint32_t kind, uint32_t serial, uint32_t ward=0, bint guarded=False, bint kill=False,
@@ -1915,7 +2015,7 @@ def guardian_send(int socket, fds, uint32_t kind, uint32_t serial, uint32_t ward
         raise OSError(-r, os.strerror(-r))
 
 
-def guardian_receive(int socket) -> tuple[dict[str, Any], list[int]]:
+def guardian_receive(int socket) -> tuple[dict[str, Any], list[Fd]]:
     cdef cpsc.psc_guardian_message m
     cdef int fds[cpsc.PSC_GUARDIAN_FDS]
     cdef int r = -EINTR
@@ -1934,7 +2034,7 @@ def guardian_receive(int socket) -> tuple[dict[str, Any], list[int]]:
         "residue": m.residue, "no_new_privs_set": m.no_new_privs_set, "suspended": m.suspended, "more": m.more,
         "outcomes": outcomes, "manager": m.manager, "wards": m.wards, "leader_only": m.leader_only,
     }
-    return fields, [fds[i] for i in range(r)]
+    return fields, [_own(fds[i]) for i in range(r)]
 # ------------------------------------------------------------------ features
 
 FEATURE_COUNT = <int>cpsc.PSC_FEATURE_COUNT
@@ -1987,8 +2087,12 @@ cdef class Page:
     def set(self, unsigned int slot, int state) -> None:
         _os_check(cpsc.psc_page_set(self.page, slot, <cpsc.psc_gate_state>state))
 
-    def take_slot(self, int state) -> int:
-        return _os_check(cpsc.psc_page_take_slot(self.page, <cpsc.psc_gate_state>state))
+    def take_slot(self, int state) -> Slot:
+        cdef Slot slot = Slot.__new__(Slot)
+        slot.number = _os_check(cpsc.psc_page_take_slot(self.page, <cpsc.psc_gate_state>state))
+        slot.held = True
+        slot.page = self
+        return slot
 
     def ring(self) -> None:
         cpsc.psc_page_ring(self.page)
@@ -2002,6 +2106,109 @@ cdef class Page:
                 r = cpsc.psc_park_wake(self.page, channel, pidfd, timeout_ms)
         if r != -EINTR:
             _os_check(r)
+
+
+cdef class Slot:
+    """A word of a page that is taken; free again with this object at the latest, unless it was given away."""
+
+    cdef readonly int number
+    cdef bint held
+    cdef Page page
+
+    def __dealloc__(self):
+        self.free()
+
+    def free(self) -> None:
+        """Give the word back. Idempotent."""
+        if self.held and not _ending:
+            self.held = False
+            if self.page.writable:
+                _ = cpsc.psc_page_set(self.page.page, self.number, <cpsc.psc_gate_state>0)
+
+    def keep(self) -> int:
+        """Leave the word taken, for as long as the page lives: it is another process's."""
+        self.held = False
+        return self.number
+
+
+cdef class Face:
+    """The descriptors of one filter: the memfd with its page, the number that shows what can be received, and the inbox."""
+
+    cdef int fd, memfd
+    cdef readonly Page page
+    cdef readonly Inbox inbox
+    cdef bint gated
+
+    def __cinit__(self, Inbox inbox not None):
+        self.fd = self.memfd = -1
+        self.inbox = inbox
+
+    def __dealloc__(self):
+        self._close()
+
+    cdef void _close(self) noexcept:
+        cdef int fd = self.fd, memfd = self.memfd
+        self.fd = self.memfd = -1
+        if _ending or _forbidden & END_CLOSE:
+            return
+        if memfd >= 0 and memfd != fd:
+            close(memfd)
+        if fd >= 0:
+            close(fd)
+
+    @staticmethod
+    def create(Inbox inbox, const uint8_t[::1] program, uint32_t flags) -> Face:
+        """Make a filter's descriptor with a page of which this process is the creator."""
+        cdef size_t n = 0
+        cdef Face self = Face(inbox)
+        cdef const cpsc.sock_filter *insns = _insns(program, &n)
+        self.page = Page()
+        _os_check(cpsc.psc_filterfd_create_owned(insns, n, flags, &self.fd, &self.page.page))
+        self.memfd = self.fd
+        return self
+
+    @staticmethod
+    def adopt(Inbox inbox, Fd copy not None) -> Face:
+        """Be of a filter's descriptor that came from elsewhere; it becomes this object's."""
+        cdef Face self = Face(inbox)
+        self.page = Page(copy.fd)
+        self.fd = self.memfd = copy.fd
+        copy.fd = -1
+        return self
+
+    @property
+    def number(self) -> int:
+        return self.fd
+
+    @property
+    def memory(self) -> int:
+        return self.memfd
+
+    cdef int _receive_from(self, Outcome outcome) except -1:
+        """Receive from an outcome's listeners; why that cannot be is left in the outcome."""
+        try:
+            for fd in outcome.fds:
+                self.inbox.add((<Fd>fd).fd)
+            self.show(self.gated)
+        except Exception as error:
+            outcome.error = error
+        return 0
+
+    def show(self, bint gated=False) -> None:
+        """Make the number what polls for all listeners: the only one, or an epoll fd. Through a gate it is always that."""
+        cdef int r
+        self.gated = self.gated or gated
+        if self.fd < 0:
+            return
+        if self.memfd == self.fd:
+            self.memfd = fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        fds = self.inbox.listeners()
+        if fds:
+            alone = len(fds) == 1 and not self.gated
+            os.dup2(fds[0] if alone else self.inbox.epoll_fd, self.fd, inheritable=False)
+
+    def close(self) -> None:
+        self._close()
 
 
 cdef class Park:
@@ -2043,15 +2250,6 @@ cdef class Park:
             self.park = NULL
             with nogil:
                 cpsc.psc_park_end(park)
-
-
-def filterfd_create_owned(const uint8_t[::1] program, uint32_t flags) -> tuple[int, Page]:
-    cdef size_t n = 0
-    cdef int fd = -1
-    cdef Page page = Page()
-    cdef const cpsc.sock_filter *insns = _insns(program, &n)
-    _os_check(cpsc.psc_filterfd_create_owned(insns, n, flags, &fd, &page.page))
-    return fd, page
 
 
 cdef size_t _triggers(list wanted, cpsc.psc_gate_trigger *out) except? 0:
@@ -2153,7 +2351,8 @@ cdef class Gate:
             r = cpsc.psc_gate_add(self.gate, listener, slot, list_, n, &care_)
         _os_check(r)
 
-    def install(self, const uint8_t[::1] program, uint32_t flags, int no_new_privs, unsigned int slot, list triggers, **care) -> int:
+    def install(self, Outcome outcome not None, result, Face face not None, const uint8_t[::1] program, uint32_t flags,
+                int no_new_privs, unsigned int slot, list triggers, **care) -> None:
         cdef cpsc.psc_gate_care care_ = _care(care)
         cdef cpsc.psc_gate_trigger list_[cpsc.PSC_MAX_GATE_TRIGGERS]
         cdef size_t n = 0, n_triggers = _triggers(triggers, list_)
@@ -2166,10 +2365,14 @@ cdef class Gate:
         _forbidden |= self.forbids
         if self.forbids & END_BRK:
             psc_keep_heap()
-        return r
+        outcome.result = result
+        outcome.fds = [_own(r)]
+        face.show(True)
 
     def remove(self, int listener) -> None:
         cdef int r
+        if self.gate == NULL:
+            return
         with nogil:
             r = cpsc.psc_gate_remove(self.gate, listener)
         if r != -ENOENT:

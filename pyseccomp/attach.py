@@ -7,11 +7,12 @@ import errno
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pyseccomp import _core, gate, guardian, shortage
 from pyseccomp.errors import (
@@ -28,7 +29,7 @@ from pyseccomp.errors import (
     TargetGoneError,
     UnsupportedError,
 )
-from pyseccomp.owned import LETTING_GO, Owned, close_fds
+from pyseccomp.owned import LETTING_GO, Moment, Owned
 from pyseccomp.program import Program
 from pyseccomp.query import HasPid, State, TaskState, query
 from pyseccomp.syscalls import Arch
@@ -97,44 +98,66 @@ class Attachment(Owned):
     """
 
     is_group = False
-    _pidfd = -1
+    _over = True  # closed, or not wholly made
+    _ended = False  # closed to the end
+    _keep = False
+    _linked = False
+    _handle: _core.Fd
 
     def __init__(
         self,
         filter: Filter,
         pid: int,
-        pidfd: int,
+        pidfd: _core.Fd,
         threads: Literal["all", "one"],
         no_new_privs: bool | Literal["auto"],
         timeout: float,
-        slot: int = 0,
+        slot: _core.Slot | None = None,
+        outcome: _core.Outcome | None = None,
     ) -> None:
         self._filter = filter
-        self._slot = slot
+        self._slot = slot.number if slot is not None else 0
+        self._word_taken = slot
         self.mode: Literal["inject", "gate", "park"] = "gate" if slot else "inject"
         """How it is activated."""
         self.hardened = False
         """True once :meth:`harden` has put the program itself into the kernel."""
-        self._pidfd = pidfd
+        self._handle = pidfd
+        self._outcome = outcome if outcome is not None else _core.Outcome()
         self._lock = threading.Lock()
-        self._listeners: tuple[int, ...] = ()
         self.pid = pid
         """The process, in this process's pid namespace. Its number may be used again after its death."""
         self.threads = threads
         self.no_new_privs = no_new_privs
         self.timeout = timeout
-        self.result: AttachResult | None = None
-        """What :meth:`activate` did; None while inactive."""
         self.on_deadline: Literal["activate", "kill"] = "activate"
         self._ward: int | None = None
         self._death: _core.Answer | None = None
         self._guardian_injects = False
-        self._acted = threading.Event()
+        self._acted = Moment()
         self._most_before: int | None = None  # the most filters of a thread, when the guardian was given the process
         self._asked = False  # the guardian was asked to add the filter
         self._watch: Watch | None = None
         self._clock: threading.Timer | None = None
         self._ends: float | None = None  # the deadline, on the monotonic clock
+        self._over = False
+
+    @property
+    def _pidfd(self) -> int:
+        return -1 if self._over else self._handle.number
+
+    @property
+    def result(self) -> AttachResult | None:
+        """What :meth:`activate` did; None while inactive."""
+        outcome = self._outcome
+        if outcome.result is None and outcome.raw is not None:
+            outcome.result = _result_of(outcome.raw)
+        found: AttachResult | None = outcome.result
+        return found
+
+    @result.setter
+    def result(self, result: AttachResult) -> None:
+        self._outcome.result = result
 
     @property
     def filter(self) -> Filter:
@@ -156,7 +179,7 @@ class Attachment(Owned):
     @property
     def listeners(self) -> tuple[int, ...]:
         """The raw listener fds: none, one, or one per thread where threads had different filters and cannot share."""
-        return self._listeners
+        return self._outcome.listeners
 
     @property
     def pidfd(self) -> int:
@@ -170,10 +193,11 @@ class Attachment(Owned):
         Raises AttachError (ENOTCONN) while there is none: inactive, or a program that does not notify.
         """
         self._check_open("fileno")
-        if not self._listeners:
+        listeners = self.listeners
+        if not listeners:
             why = "the program never notifies" if self.activated else "it is inactive"
             raise AttachError(errno.ENOTCONN, f"listener of the attachment to {self.pid}: there is none, {why}")
-        return self._listeners[0]
+        return listeners[0]
 
     def _begin(self) -> None:
         """Do what attach() does. For this package only."""
@@ -194,9 +218,9 @@ class Attachment(Owned):
             if self.result is not None:
                 return
             if not self._guardian_injects:
-                self._adopt(*self._filter._install(self))
+                self._filter._install(self)
                 if self._ward is not None and self._filter._guardian is not None:
-                    self._filter._guardian.listen(self._ward, self._listeners)
+                    self._filter._guardian.listen(self._ward, self.listeners)
         if self._guardian_injects:
             self._activate_through_guardian()
         self._changed("active", "activated")
@@ -216,18 +240,24 @@ class Attachment(Owned):
         if not self.activated:
             raise TargetGoneError(errno.ESRCH, f"attachment to {self.pid}: the process ended, or it was closed, before its event")
 
-    def _adopt(self, result: AttachResult, listeners: tuple[int, ...]) -> None:
-        self._listeners = listeners
+    def _adopt(self, result: AttachResult, fds: list[_core.Fd]) -> None:
+        self._outcome.keep(fds)
         self.result = result
-        if listeners:
-            self._filter._listen(listeners)
+        if fds:
+            self._filter._listen(self.listeners)
+
+    def _give_up(self) -> None:
+        """End what an exception interrupted: close, unless the filter is in force. Then the filter owns this, which tells the truth."""
+        underway = self._asked and not isinstance(sys.exception(), OSError)  # the guardian's result is still to come
+        if (not self._outcome.done and not underway) or self._outcome.error is not None:
+            self.close()
 
     def _activate_through_guardian(self) -> None:
         """Let it be done by who survives us, so that at no moment the filter is in force and its listener only ours."""
         warden = self._filter._guardian
         assert warden is not None and self._ward is not None
         self._asked = True
-        message, fds = warden.activate(self._ward, int(self.timeout * 1e9))
+        message = warden.activate(self._ward, int(self.timeout * 1e9), self._on_done)
         error = -message["error"]
         if error in (errno.EINPROGRESS, errno.EALREADY):
             # The deadline came first.
@@ -241,8 +271,20 @@ class Attachment(Owned):
                 self._raise_unheard(warden)
             why = "the guardian died" if error == errno.ECONNRESET else f"asking the guardian: {os.strerror(error)}"
             raise KernelError(error, f"attach to pid {self.pid}: {why}; {self._shown()}")
-        with self._lock:
-            self._adopt_message(message, fds)
+        if self.result is None:
+            with self._lock:
+                self._adopt_message(message, [])  # which raises why
+        if self._outcome.error is not None:
+            raise self._outcome.error
+
+    def _on_done(self, message: guardian.Message, fds: list[_core.Fd]) -> None:
+        """Take the guardian's result, in the thread that hears it."""
+        if "refusal" in message and message["error"] >= 0 and self.result is None:
+            with self._lock:
+                try:
+                    self._adopt_message(message, fds)
+                except OSError as error:
+                    self._outcome.error = error
 
     def _raise_unheard(self, warden: guardian.Guardian) -> NoReturn:
         raise AttachTimeoutError(
@@ -264,11 +306,9 @@ class Attachment(Owned):
         counts = [t.filters for t in task.threads if t.alive and (self.threads == "all" or t.tid == self.pid)]
         return bool(counts) and all(n is not None and n > self._most_before for n in counts)
 
-    def _adopt_message(self, message: guardian.Message, fds: list[int]) -> None:
+    def _adopt_message(self, message: guardian.Message, fds: list[_core.Fd]) -> None:
         tids = tuple(o[0] for o in message["outcomes"])
         if message["error"] < 0:
-            for fd in fds:
-                os.close(fd)
             raise explain(
                 message["refusal"], -message["error"], self.pid, message["tid"], message["other_tracer"], tids, self.timeout
             )
@@ -277,10 +317,10 @@ class Attachment(Owned):
             AttachResult(
                 outcomes, message["no_new_privs_set"], message["suspended"], message["stop_ns"], message["residue"]
             ),
-            tuple(fds),
+            fds,
         )
 
-    def _on_acted(self, message: guardian.Message, fds: list[int]) -> None:
+    def _on_acted(self, message: guardian.Message, fds: list[_core.Fd]) -> None:
         """The guardian has acted at the deadline. For Filter only."""
         state = message["state"]
         if state == guardian.ACTIVE:
@@ -373,7 +413,7 @@ class Attachment(Owned):
             kept, code = _core.gate_hard_program(bytes(self._filter.program))
             if kept:
                 how = attach_self if self.pid == os.getpid() else attach_other
-                how(Program.from_bytes(code), self._filter._load_flags() & ~_FLAG_WAIT_KILLABLE, self)
+                how(Program.from_bytes(code), self._filter._load_flags() & ~_FLAG_WAIT_KILLABLE, self, _core.Outcome(), None)
                 self.hardened = True
             gate.write(self._filter, self._slot, gate.ACTIVE, f"harden the gate of {self.pid}")
         self._changed("active", "the gate was hardened")
@@ -402,19 +442,18 @@ class Attachment(Owned):
             flags |= _FLAG_TSYNC if self.threads == "all" else 0
             no_new_privs = {False: 0, True: 1, "auto": -1}[self.no_new_privs]
             try:
-                listener = server.install(bytes(program), flags, no_new_privs, self._slot, triggers, **care)
+                face, result = self._filter._face, _own_result(before)
+                server.install(self._outcome, result, face, bytes(program), flags, no_new_privs, self._slot, triggers, **care)
             except OSError as error:
                 raise _kernel_refusal(error.errno or 0, "attach to oneself as a gate", None) from None
-            self.result, self._listeners = _own_result(before), (listener,)
         else:
-            self.result, self._listeners = attach_other(program, flags, self)
-            try:
-                for listener in self._listeners:
-                    server.add(listener, self._slot, triggers, **care)
-            except OSError as error:
+            raw = attach_raw(program, flags, self, self._outcome, self._filter._face, server, self._slot, triggers, care)
+            check(raw, self)
+            refused = self._outcome.error
+            if isinstance(refused, OSError):
                 raise AttachError(
-                    error.errno or 0,
-                    f"attach to pid {self.pid} as a gate: it is in, but cannot be served ({error.strerror}); its gated calls fail with ENOSYS",
+                    refused.errno or 0,
+                    f"attach to pid {self.pid} as a gate: it is in, but cannot be served ({refused.strerror}); its gated calls fail with ENOSYS",
                 ) from None
         if deadline is not None:
             self._clock = threading.Timer(deadline, self._tell_deadline)
@@ -463,21 +502,29 @@ class Attachment(Owned):
     def _close(self, keep: bool = False) -> None:
         """Close; keep: what was promised stays. For this package only."""
         with self._lock:
-            if self._pidfd < 0:
+            if self._ended or not hasattr(self, "_acted"):
                 return
-            pidfd, self._pidfd = self._pidfd, -1
-            listeners, self._listeners = self._listeners, ()
-            ward, self._ward = self._ward, None
+            if not self._over:
+                self._over, self._keep = True, keep
+            keep = self._keep  # one that was interrupted goes on as it began
         if self._watch is not None:
             self._watch.stop()
         if self._clock is not None:
             self._clock.cancel()
-        self._filter._forget(self, listeners, None if keep else ward)
-        if self._slot and self._filter._page.writable and not keep:
-            self._filter._page.set(self._slot, gate.NONE)
-        if listeners and not _core.may(*LETTING_GO):
-            listeners = ()  # the inbox could not let go of them, so their numbers stay taken
-        close_fds(*listeners, pidfd)
+        listeners = self.listeners
+        self._filter._forget(self, listeners, None if keep else self._ward)
+        self._ward = None
+        if (word := self._word_taken) is not None:
+            word.keep() if keep else word.free()
+        if not listeners or _core.may(*LETTING_GO):  # else the inbox could not let go of them, and their numbers stay taken
+            self._outcome.close()
+        self._handle.close()
+        self._filter._unlink(self)
+        self._ended = True
+
+    def __del__(self) -> None:
+        if self._linked:  # else what it refers to has other owners, or is closed by losing this one
+            super().__del__()
 
     def __repr__(self) -> str:
         what = "closed" if self._pidfd < 0 else "activated" if self.activated else "inactive"
@@ -564,7 +611,7 @@ def check_options(
         raise ValueError(f"attach: activate_on={activate_on!r} is for new programs and processes, of one thread; leave threads='all'")
 
 
-def open_target(target: Target | None, pidfd: int | None) -> tuple[int, int]:
+def open_target(target: Target | None, pidfd: int | None) -> tuple[int, _core.Fd]:
     """Find out who is meant: the pid and a pidfd of our own."""
     if target is not None and pidfd is not None:
         raise TypeError("attach() takes a target or a pidfd, not both")
@@ -572,9 +619,9 @@ def open_target(target: Target | None, pidfd: int | None) -> tuple[int, int]:
         state = query(pidfd=pidfd)
         if state.state == "dead":
             raise TargetGoneError(errno.ESRCH, f"attach to pidfd {pidfd}: that process is dead")
-        return state.pid, os.dup(pidfd)
+        return state.pid, _core.duplicate(pidfd)
     if target is None:
-        return os.getpid(), os.pidfd_open(os.getpid())
+        return os.getpid(), _core.own(os.pidfd_open, os.getpid())
     if isinstance(target, bool) or (not isinstance(target, int) and not hasattr(target, "pid")):
         raise TypeError(f"attach() takes a pid or an object with .pid, got {target!r}")
     if not isinstance(target, int) and getattr(target, "returncode", None) is not None:
@@ -582,27 +629,22 @@ def open_target(target: Target | None, pidfd: int | None) -> tuple[int, int]:
     return _open_pid(target if isinstance(target, int) else target.pid)
 
 
-def _open_pid(pid: int) -> tuple[int, int]:
+def _open_pid(pid: int) -> tuple[int, _core.Fd]:
     try:
         state = query(pid)
     except TargetGoneError:
         raise TargetGoneError(errno.ESRCH, f"attach to pid {pid}: there is no such process") from None
     try:
-        fd = os.pidfd_open(pid)
+        fd = _core.own(os.pidfd_open, pid)
     except OSError as error:
         raise TargetGoneError(errno.ESRCH, f"attach to pid {pid}: {error.strerror}") from None
-    try:
-        if query(pidfd=fd).start_time != state.start_time:
-            raise TargetGoneError(errno.ESRCH, f"attach to pid {pid}: it ended just now")
-    except BaseException:
-        os.close(fd)
-        raise
+    if query(pidfd=fd.number).start_time != state.start_time:
+        raise TargetGoneError(errno.ESRCH, f"attach to pid {pid}: it ended just now")
     return pid, fd
 
 
 # --------------------------------------------------------------------- the act
 
-Installed = tuple[AttachResult, tuple[int, ...]]
 
 
 LOG, WAIT_KILLABLE, SPEC_ALLOW = 1, 2, 4  # PSC_FILTERFD_*
@@ -616,7 +658,9 @@ def program_flags(flags: int, notifies: bool) -> int:
     return found
 
 
-def attach_self(program: Program, flags: int, attachment: Attachment) -> Installed:
+def attach_self(
+    program: Program, flags: int, attachment: Attachment, outcome: _core.Outcome, face: _core.Face | None
+) -> None:
     """Load the program for the calling process; no ptrace."""
     flags |= _FLAG_TSYNC if attachment.threads == "all" else 0
     flags |= _FLAG_NEW_LISTENER if program.notifies else 0
@@ -624,11 +668,9 @@ def attach_self(program: Program, flags: int, attachment: Attachment) -> Install
     before = query(pidfd=attachment.pidfd)
     mode = {False: 0, True: 1, "auto": -1}[attachment.no_new_privs]
     try:
-        listener = _core.install(bytes(program), flags, mode)
+        _core.install(bytes(program), flags, mode, outcome, _own_result(before), face)
     except OSError as error:
         raise _kernel_refusal(error.errno or 0, "attach to oneself", None) from None
-    listeners = (listener,) if program.notifies else ()
-    return _own_result(before), listeners
 
 
 def _own_result(before: TaskState) -> AttachResult:
@@ -646,17 +688,31 @@ def _own_result(before: TaskState) -> AttachResult:
     )
 
 
-def attach_other(program: Program, flags: int, attachment: Attachment) -> Installed:
+def attach_other(
+    program: Program, flags: int, attachment: Attachment, outcome: _core.Outcome, face: _core.Face | None
+) -> None:
     """Inject the program into another process."""
-    return installed(attach_raw(program, flags, attachment), attachment)
+    check(attach_raw(program, flags, attachment, outcome, face), attachment)
 
 
 Raw = tuple[int, int, int, int, int, int, int, bool, bool, int, int, list[tuple[int, int, int, int]]]
 
 
-def attach_raw(program: Program, flags: int, attachment: Attachment) -> Raw:
-    """Inject; what the core answers."""
+def attach_raw(
+    program: Program,
+    flags: int,
+    attachment: Attachment,
+    outcome: _core.Outcome,
+    face: _core.Face | None,
+    server: _core.Gate | None = None,
+    slot: int = 0,
+    triggers: list[tuple[int, int]] | None = None,
+    care: dict[str, Any] | None = None,
+) -> Raw:
+    """Inject; what the core answers. The outcome has what there is to own before any Python runs again."""
     return _core.attach(
+        outcome,
+        face,
         attachment.pidfd,
         bytes(program),
         flags,
@@ -665,31 +721,37 @@ def attach_raw(program: Program, flags: int, attachment: Attachment) -> Raw:
         gate.yama_scope() == 1 and not gate.has_capability(gate.SYS_PTRACE),
         int(attachment.timeout * 1e9),
         attachment._filter.foreign_arch == "allow",
+        server,
+        slot,
+        triggers,
+        care,
     )
 
 
 def arm(
-    program: Program, flags: int, pidfd: int, no_new_privs: bool | str, timeout: float, foreign_arch: bool, event: str = "exec"
-) -> _core.Trigger:
+    trigger: _core.Trigger, program: Program, flags: int, pidfd: int, no_new_privs: bool | str, timeout: float,
+    foreign_arch: bool, event: str = "exec"
+) -> None:
     """Arm the core's trigger."""
-    return _core.Trigger(pidfd, bytes(program), flags, NO_NEW_PRIVS[no_new_privs], int(timeout * 1e9), foreign_arch, event)
+    trigger.arm(pidfd, bytes(program), flags, NO_NEW_PRIVS[no_new_privs], int(timeout * 1e9), foreign_arch, event)
 
 
-def installed(raw: Raw, attachment: Attachment) -> Installed:
-    """Make a result, or raise the refusal, of what the core answered."""
-    r, refusal, tid, tracer, _, listener, arch, nnp, suspended, stop_ns, residue, threads = raw
-    listeners = tuple(fd for fd in (listener, *(t[3] for t in threads)) if fd >= 0)
+def check(raw: Raw, attachment: Attachment) -> None:
+    """Raise the refusal of what the core answered, if it is one."""
+    r, refusal, tid, tracer, _, _, arch, nnp, _, _, residue, threads = raw
     if r < 0:
-        for fd in listeners:
-            os.close(fd)
         error = explain(refusal, -r, attachment.pid, tid, tracer, tuple(t[0] for t in threads), attachment.timeout, arch)
         if nnp:
             error.add_note("no_new_privs was set in the target before the kernel refused, and stays set")
         if residue:
             error.add_note(f"{residue} bytes of injected code or memory stay in the target, which may still use them")
         raise error
+
+
+def _result_of(raw: Raw) -> AttachResult:
+    _, _, _, _, _, _, _, nnp, suspended, stop_ns, residue, threads = raw
     outcomes = tuple(ThreadOutcome(t[0], _known(t[1]), _known(t[2])) for t in threads)
-    return AttachResult(outcomes, nnp, suspended, stop_ns, residue), listeners
+    return AttachResult(outcomes, nnp, suspended, stop_ns, residue)
 
 
 def most_filters(task: TaskState) -> int | None:

@@ -323,37 +323,33 @@ def _take(program: Program, flags: int, name: str | None) -> tuple[Filter, bool]
 def _restore_one(filter_: Filter, one: _Saved) -> str | None:
     """Take a task back; what is wrong with it, or None."""
     try:
-        pidfd = os.pidfd_open(one.pid)
+        owner = _core.own(os.pidfd_open, one.pid)
     except OSError:
         return f"process {one.pid} has ended"
+    pidfd = owner.number
     try:
-        try:
-            task = query(pidfd=pidfd)
-        except TargetGoneError:
-            return f"process {one.pid} has ended"
-        if (task.start_time, os.fstat(pidfd).st_ino) != (one.start_time, one.inode):
-            return f"process {one.pid} has ended, and its number belongs to another process now"
-        if task.state == "dead":
-            return f"process {one.pid} has ended"
-        if any(a.pid == one.pid for a in filter_.attachments):
-            return None
-        if one.listening:
-            return f"process {one.pid}: nobody kept its listener, so its notified calls fail with ENOSYS"
-        if one.active:
-            problem = _not_carried(filter_, one, task, pidfd)
-            if problem is not None:
-                return problem
-        attachment = Attachment(filter_, one.pid, pidfd, one.threads, one.no_new_privs, one.timeout)
-        pidfd = -1
-        attachment.on_deadline = one.on_deadline
-        if one.active:
-            outcomes = tuple(ThreadOutcome(t.tid, None, t.filters) for t in task.threads if t.alive)
-            attachment._adopt(AttachResult(outcomes, False, False, 0, 0), ())
-        filter_._adopt(attachment)
+        task = query(pidfd=pidfd)
+    except TargetGoneError:
+        return f"process {one.pid} has ended"
+    if (task.start_time, os.fstat(pidfd).st_ino) != (one.start_time, one.inode):
+        return f"process {one.pid} has ended, and its number belongs to another process now"
+    if task.state == "dead":
+        return f"process {one.pid} has ended"
+    if any(a.pid == one.pid for a in filter_.attachments):
         return None
-    finally:
-        if pidfd >= 0:
-            os.close(pidfd)
+    if one.listening:
+        return f"process {one.pid}: nobody kept its listener, so its notified calls fail with ENOSYS"
+    if one.active:
+        problem = _not_carried(filter_, one, task, pidfd)
+        if problem is not None:
+            return problem
+    attachment = Attachment(filter_, one.pid, owner, one.threads, one.no_new_privs, one.timeout)
+    attachment.on_deadline = one.on_deadline
+    if one.active:
+        outcomes = tuple(ThreadOutcome(t.tid, None, t.filters) for t in task.threads if t.alive)
+        attachment._adopt(AttachResult(outcomes, False, False, 0, 0), [])
+    filter_._adopt(attachment)
+    return None
 
 
 def _not_carried(filter_: Filter, one: _Saved, task: TaskState, pidfd: int) -> str | None:

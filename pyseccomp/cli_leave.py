@@ -178,7 +178,6 @@ def _hold(name: str, numbered: bool, filter: Filter, responder: Responder) -> ho
 
 def _adopt(filter: Filter, old: Attachment) -> None:
     """Let this filter own an attachment of one that is never closed in this process."""
-    attachment = Attachment(filter, old.pid, old.pidfd, old.threads, old.no_new_privs, old.timeout)
-    attachment.result, attachment._listeners = old.result, old.listeners
+    attachment = Attachment(filter, old.pid, old._handle, old.threads, old.no_new_privs, old.timeout, None, old._outcome)
     filter._adopt(attachment)
     filter._listen(attachment.listeners)

@@ -48,7 +48,6 @@ from pyseccomp.compat_notify import (
 )
 from pyseccomp.compat_rules import CallRules, ConflictError
 from pyseccomp.errors import PolicyError, SeccompError, UnknownSyscallError
-from pyseccomp.owned import close_fds
 from pyseccomp.program import Program
 from pyseccomp.syscalls import Arch
 
@@ -372,13 +371,12 @@ class SyscallFilter:
     def __init__(self, defaction: int) -> None:
         self._saved: list[_State] = []
         self._cache: Program | None = None
-        self._listener = -1
+        self._outcome = _core.Outcome()
         self._state = self._fresh(_word(defaction, "SyscallFilter()"))
 
-    def __del__(self) -> None:
-        if getattr(self, "_listener", -1) >= 0:
-            close_fds(self._listener)
-            self._listener = -1
+    @property
+    def _listener(self) -> int:
+        return next(iter(self._outcome.listeners), -1)
 
     @staticmethod
     def _fresh(action: int) -> _State:
@@ -708,11 +706,9 @@ class SyscallFilter:
         if self._state.notifies:
             flags |= _NEW_LISTENER | (_WAIT_KILLABLE if attrs[Attr.CTL_WAITKILL] else 0)
         try:
-            got = _core.install(program, flags, attrs[Attr.CTL_NNP])
+            _core.install(program, flags, attrs[Attr.CTL_NNP], self._outcome if self._state.notifies else None)
         except OSError as error:
             _fail(error.errno or errno.EINVAL, f"load() of {len(program) // 8} instructions")
-        if self._state.notifies:
-            self._listener = got
 
     # ------------------------------------------------------- notifications
 

@@ -39,7 +39,7 @@ from pyseccomp.guardian import Guardian, Message
 from pyseccomp.errors import AttachTimeoutError, FilterFdError, KernelError, ShortageError, UnsupportedError
 from pyseccomp.notify import Receiver, new_inbox
 from pyseccomp.offload import offload
-from pyseccomp.owned import LETTING_GO, Owned, close_fds
+from pyseccomp.owned import LETTING_GO, Owned
 from pyseccomp.policy import Policy
 from pyseccomp.program import Program
 from pyseccomp.query import State, know_from, query
@@ -103,7 +103,9 @@ class Filter(Owned, Receiver):
     UnsupportedError for a flag of the policy that this kernel does not have.
     """
 
-    _fd = -1
+    _over = True
+    _keep = False
+    _face: _core.Face
     _name: str | None = None
     foreign_arch: Literal["refuse", "allow"] = "refuse"
     """What becomes of an attach to a task of an architecture that the program lacks."""
@@ -134,25 +136,23 @@ class Filter(Owned, Receiver):
             program = offload(program, responder)
         flags = _resolve_flags(policy, program, log, wait_killable, spec_allow)
         try:
-            fd, page = _core.filterfd_create_owned(bytes(program), flags)
+            face = _core.Face.create(new_inbox(), bytes(program), flags)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 raise UnsupportedError(error.errno, "making a filter: this kernel has no F_SEAL_FUTURE_WRITE") from None
             raise KernelError(error.errno, f"making a filter: {error.strerror}") from None
-        self._take(fd, program, flags, page)
+        self._take(face, program, flags)
         self._name = name
         self._responder = responder
 
-    def _take(self, fd: int, program: Program, flags: int, page: _core.Page) -> None:
-        self._fd = fd
-        _alive.add(self)
-        self._memfd = fd
+    def _take(self, face: _core.Face, program: Program, flags: int) -> None:
+        self._face = face
         self._program = program
         self._flags = flags
         self._attachments: list[Attachment] = []
-        self._inbox = new_inbox()
+        self._inbox = face.inbox
         self._lock = threading.RLock()
-        self._page = page
+        self._page = face.page
         self._channel: park.Channel | None = None
         self._ticket: park.Ticket | None = None
         self._gate: _core.Gate | None = None
@@ -161,6 +161,16 @@ class Filter(Owned, Receiver):
         self._next_ward = 0
         self.on_state_change: Callable[[Attachment, State, str], object] | None = None
         """Called with (attachment, state, why) at every change; the logger "pyseccomp" is told as well."""
+        self._over = False
+        _alive.add(self)
+
+    @property
+    def _fd(self) -> int:
+        return -1 if self._over else self._face.number
+
+    @property
+    def _memfd(self) -> int:
+        return self._face.memory
 
     # ------------------------------------------------------------- the object
 
@@ -189,7 +199,12 @@ class Filter(Owned, Receiver):
         """What this object attached, oldest first, without those closed."""
         self._hear_parked()
         with self._lock:
-            return tuple(self._attachments)
+            found = tuple(self._attachments)
+        for one in found:
+            if isinstance(one, group.GroupAttachment) and one._unsettled:
+                one._resume()
+                return self.attachments
+        return found
 
     def accept_parked(self) -> None:
         """Let processes that this one forks from now on park under the filter they inherit; :meth:`send` does so for its receiver.
@@ -235,8 +250,7 @@ class Filter(Owned, Receiver):
             return [a for a in self._attachments if isinstance(a, park.Parked)]
 
     def _adopt_parked(self, attachment: park.Parked) -> None:
-        with self._lock:
-            self._attachments.append(attachment)
+        self._link(attachment)
         attachment._changed("inactive", "it parked itself")
 
     def _hear_parked(self, timeout: float = 0.0, pidfd: int | None = None) -> None:
@@ -282,27 +296,33 @@ class Filter(Owned, Receiver):
         self._close(keep=True)
 
     def _close(self, keep: bool = False) -> None:
+        """Close. Every step can be made again, so a close() that an exception interrupted is finished by the next."""
+        if not hasattr(self, "_lock"):
+            return  # the constructor failed
         with self._lock:
-            if self._fd < 0:
-                return
-            fd, self._fd = self._fd, -1
-            attachments, self._attachments = self._attachments, []
-            guardian, self._guardian = self._guardian, None
-            server, self._gate = self._gate, None
+            if not self._over:
+                self._over, self._keep = True, keep
+            keep = self._keep  # one that was interrupted goes on as it began
+            attachments = list(self._attachments)
+            guardian, server = self._guardian, self._gate
         if keep and _core.may(*LETTING_GO):
             for attachment in attachments:  # what is received from now on is the guardian's to answer
                 for listener in attachment.listeners:
                     self._inbox.remove(listener)
         if server is not None and _core.may(*LETTING_GO):
             attachments = _end_gates(server, attachments, keep)
+            self._attachments = list(attachments)
+            self._gate = None
         if guardian is not None and _core.may("sendmsg", "shutdown", "futex", "close"):
             guardian.leave() if keep else guardian.close()
+            self._guardian = None
         for attachment in attachments:
             attachment._close(keep)
         for end in (self._channel, self._ticket):
             if end is not None:
                 end.close()
-        close_fds(*{self._memfd, fd})
+        self._attachments = []
+        self._face.close()
 
     def __repr__(self) -> str:
         if self._fd < 0:
@@ -321,14 +341,10 @@ class Filter(Owned, Receiver):
         Raises FilterFdError when any of that fails; nothing is changed then.
         """
         try:
-            copy = _dup(fd)
-            try:
-                program, flags = _core.filterfd_read(copy)
-                self = cls.__new__(cls)
-                self._take(copy, Program.from_bytes(program), flags, _core.Page(copy))
-            except BaseException:
-                os.close(copy)
-                raise
+            copy = _core.duplicate(fd)
+            program, flags = _core.filterfd_read(copy.number)
+            self = cls.__new__(cls)
+            self._take(_core.Face.adopt(new_inbox(), copy), Program.from_bytes(program), flags)
         except OSError as error:
             why = _READ_ERRORS.get(error.errno or 0, error.strerror)
             raise FilterFdError(error.errno, f"taking a filter from fd {fd}: {why}") from None
@@ -347,10 +363,13 @@ class Filter(Owned, Receiver):
             return
         channel = self._open_channel()
         try:
-            slot = self._page.take_slot(gate.INACTIVE)
+            taken = self._page.take_slot(gate.INACTIVE)
+            slot = taken.number
         except OSError:
-            slot = 0  # all are taken: it parks under the filter's own word
+            taken, slot = None, 0  # all are taken: it parks under the filter's own word
         socket.send_fds(sock, [b"F" + _SLOT.pack(slot)], [self._memfd, channel.theirs.fileno()])
+        if taken is not None:
+            taken.keep()
 
     @classmethod
     @shortage.told("receive a filter", starts=False)
@@ -374,7 +393,8 @@ class Filter(Owned, Receiver):
             self = cls.from_fd(fds[0].fileno())
             slot = _SLOT.unpack(data[1:])[0] if len(data) == 1 + _SLOT.size else 0
             if len(fds) == 2:
-                self._ticket = park.Ticket(fds.pop(), slot if slot < 511 else 0)
+                self._ticket = park.Ticket(fds[1], slot if slot < 511 else 0)
+                fds.pop()
             return self
         finally:
             for fd in fds:
@@ -540,7 +560,8 @@ class Filter(Owned, Receiver):
             target, pidfd, active, mode, threads, no_new_privs, activate_on, deadline, on_deadline, timeout, on_supervisor_death
         )
         if event is not None:
-            attachment._watch = Watch(attachment, event)
+            attachment._watch = watch = Watch(attachment, event)
+            watch.start()
         return attachment
 
     def _attach(
@@ -588,26 +609,19 @@ class Filter(Owned, Receiver):
         if mode == "park" or (mode == "auto" and not active and answer is None and pid == os.getpid()):
             return self._attach_parked(pid, fd, active, threads, no_new_privs, timeout, deadline, on_deadline)
         kind = Attachment if activate_on is None else TRIGGERS[activate_on]
-        try:
-            if not active:
-                check_arch(self, executable.arch_of(query(pidfd=fd).arch), f"attach to pid {pid}")
-            attachment = kind(self, pid, fd, threads, no_new_privs, timeout)
-        except BaseException:
-            os.close(fd)
-            raise
+        if not active:
+            check_arch(self, executable.arch_of(query(pidfd=fd.number).arch), f"attach to pid {pid}")
+        attachment = kind(self, pid, fd, threads, no_new_privs, timeout)
         attachment.on_deadline, attachment._ends = on_deadline, _moment(deadline)
-        if answer is not None or deadline is not None:
-            try:
+        self._link(attachment)
+        try:
+            if answer is not None or deadline is not None:
                 self._guard(attachment, answer, deadline)
-            except BaseException:
-                attachment.close()
-                raise
-        if active:
-            try:
+            if active:
                 attachment._begin()
-            except BaseException:
-                attachment.close()
-                raise
+        except BaseException:
+            attachment._give_up()
+            raise
         return self._adopt(attachment)
 
     def _death_answer(self, option: Answer | Literal["allow", "kill", "hold"] | None) -> Answer | None:
@@ -617,13 +631,13 @@ class Filter(Owned, Receiver):
         return answer
 
     def _attach_group(self, bound: group.GroupAttachment, active: bool) -> Attachment:
+        self._link(bound)
         try:
-            self._check_open("attach")
             if active:
                 bound.activate()
                 return bound
         except BaseException:
-            bound.close()
+            bound._give_up()
             raise
         return self._adopt(bound)
 
@@ -636,7 +650,7 @@ class Filter(Owned, Receiver):
     def _attach_parked(
         self,
         pid: int,
-        fd: int,
+        fd: _core.Fd,
         active: bool,
         threads: Literal["all", "one"],
         no_new_privs: bool | Literal["auto"],
@@ -646,6 +660,7 @@ class Filter(Owned, Receiver):
     ) -> Attachment:
         attachment = park.ParkedHere(self, pid, fd, threads, no_new_privs, timeout)
         attachment.on_deadline, attachment._ends = on_deadline, _moment(deadline)
+        self._link(attachment)
         try:
             if pid != os.getpid():
                 raise UnsupportedError(
@@ -660,13 +675,24 @@ class Filter(Owned, Receiver):
             raise
         return self._adopt(attachment)
 
-    def _adopt(self, attachment: Attachment) -> Attachment:
-        """Own an attachment. For this package only."""
+    def _link(self, attachment: Attachment) -> None:
+        """Own an attachment from before anything is done to its process, so that :meth:`close` reaches it whatever happens."""
         with self._lock:
-            if self._fd < 0:
+            if self._over:
                 attachment.close()
                 self._check_open("attach")
-            self._attachments.append(attachment)
+            if attachment not in self._attachments:
+                self._attachments.append(attachment)
+            attachment._linked = True
+
+    def _unlink(self, attachment: Attachment) -> None:
+        with self._lock:
+            if attachment in self._attachments:
+                self._attachments.remove(attachment)
+
+    def _adopt(self, attachment: Attachment) -> Attachment:
+        """Own an attachment. For this package only."""
+        self._link(attachment)
         if not attachment.activated:
             attachment._changed("inactive", "bound")
         return attachment
@@ -688,27 +714,22 @@ class Filter(Owned, Receiver):
         program = gate.build_program(self._program, triggers)
         gate.check_trap(self._program)
         pid, fd = open_target(target, pidfd)
-        try:
-            # What is still to be done after the load is done by this very thread if it gates itself, so its gate turns last.
-            turn = active and not triggers and pid == os.getpid()
-            slot = gate.take_slot(self, gate.ACTIVE if active and not triggers and not turn else gate.INACTIVE)
-        except BaseException:
-            os.close(fd)
-            raise
+        # What is still to be done after the load is done by this very thread if it gates itself, so its gate turns last.
+        turn = active and not triggers and pid == os.getpid()
+        slot = gate.take_slot(self, gate.ACTIVE if active and not triggers and not turn else gate.INACTIVE)
         attachment = Attachment(self, pid, fd, threads, no_new_privs, timeout, slot)
         attachment.on_deadline, attachment._ends, attachment._death = on_deadline, _moment(deadline), answer
+        self._link(attachment)
         try:
             with self._lock:
                 self._check_open("attach")
                 if self._gate is None:
                     self._gate = _core.Gate(self._page, bytes(self._program), self._inbox)
                 attachment._install_gate(self._gate, program, triggers, self._load_flags(notifies=True), answer, deadline)
-                self._attachments.append(attachment)
-                self._show_listeners()
                 if turn:
-                    gate.write(self, slot, gate.ACTIVE, "attach to oneself as a gate")
+                    gate.write(self, slot.number, gate.ACTIVE, "attach to oneself as a gate")
         except BaseException:
-            attachment.close()
+            attachment._give_up()
             raise
         attachment._changed("active" if attachment.activated else "inactive", "attached as a gate")
         return attachment
@@ -745,9 +766,13 @@ class Filter(Owned, Receiver):
         with self._lock:
             if self._guardian is None:
                 name = self._name
-                self._guardian = Guardian(
-                    self._memfd, self._inbox, *self._hooks(), None if name is None else lambda: names.take(name)
-                )
+                warden = self._guardian = Guardian(*self._hooks())
+                try:
+                    warden.start(self._memfd, self._inbox, None if name is None else lambda: names.take(name))
+                except BaseException:
+                    warden.close()
+                    self._guardian = None
+                    raise
             return self._guardian
 
     def _guard_active(self, attachment: Attachment, answer: Answer) -> None:
@@ -762,13 +787,10 @@ class Filter(Owned, Receiver):
         me, lost = weakref.WeakMethod(self._on_acted), weakref.WeakMethod(self._on_lost)
         return lambda *event: _call(me, *event), lambda: _call(lost)
 
-    def _on_acted(self, message: Message, fds: list[int]) -> None:
+    def _on_acted(self, message: Message, fds: list[_core.Fd]) -> None:
         attachment = self._wards.get(message["ward"], lambda: None)()
         if attachment is not None:
             attachment._on_acted(message, fds)
-            return
-        for fd in fds:
-            os.close(fd)
 
     def _on_lost(self) -> None:
         """The guardian was killed: nobody would act any more, so act now."""
@@ -918,11 +940,13 @@ class Filter(Owned, Receiver):
                 errors[0].add_note(f"and also: {other}")
             raise errors[0]
 
-    def _install(self, attachment: Attachment) -> Any:
+    def _install(self, attachment: Attachment) -> None:
         """Put the program in force where the attachment says. For Attachment only."""
         self._check_open("activate")
         how = attach_self if attachment.pid == os.getpid() else attach_other
-        return how(self._program, self._load_flags(), attachment)
+        how(self._program, self._load_flags(), attachment, attachment._outcome, self._face)
+        if attachment._outcome.error is not None:
+            raise attachment._outcome.error
 
     def _load_flags(self, notifies: bool | None = None) -> int:
         """The SECCOMP_FILTER_FLAG_* with which the program, or one that notifies in its place, is loaded. For this package only."""
@@ -934,16 +958,7 @@ class Filter(Owned, Receiver):
             self._check_open("activate")
             for listener in listeners:
                 self._inbox.add(listener)
-            self._show_listeners()
-
-    def _show_listeners(self) -> None:
-        """Give :meth:`fileno` its new meaning; what a gate receives from is readable by the epoll fd alone."""
-        if self._memfd == self._fd:
-            self._memfd = _dup(self._fd)
-        fds = self._inbox.listeners()
-        if fds:
-            alone = len(fds) == 1 and self._gate is None
-            os.dup2(fds[0] if alone else self._inbox.epoll_fd, self._fd, inheritable=False)
+            self._face.show(self._gate is not None)
 
     def _forget(self, attachment: Attachment, listeners: tuple[int, ...], ward: int | None) -> None:
         """Receive from these no more. For Attachment only."""
@@ -958,8 +973,6 @@ class Filter(Owned, Receiver):
                 if attachment.mode == "gate" and self._gate is not None:
                     self._gate.remove(listener)
                 self._inbox.remove(listener)
-            if attachment in self._attachments:
-                self._attachments.remove(attachment)
 
     def query(self) -> FilterState:
         """Ask the kernel about every attachment, now."""
@@ -1009,11 +1022,6 @@ def _resolve_flags(
     found = LOG if ("LOG" in asked if log is None else log) else 0
     found |= SPEC_ALLOW if ("SPEC_ALLOW" in asked if spec_allow is None else spec_allow) else 0
     return found | (WAIT_KILLABLE if wait_killable is None or wait_killable else 0)
-
-
-def _dup(fd: int) -> int:
-    """Duplicate a descriptor, CLOEXEC, above the standard three."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _moment(deadline: float | None) -> float | None:

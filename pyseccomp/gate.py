@@ -114,7 +114,7 @@ def build_program(program: Program, triggers: list[tuple[int, int]]) -> Program:
         raise AttachError(error.errno or 0, f"attach: making the gate program: {error.strerror}") from None
 
 
-def take_slot(filter: Filter, state: int) -> int:
+def take_slot(filter: Filter, state: int) -> _core.Slot:
     """Take a word for one more attachment; only the creator of the filter can."""
     try:
         return filter._page.take_slot(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from pyseccomp.attach import (
     Raw,
     Target,
     explain,
-    installed,
     open_target,
 )
 from pyseccomp.errors import (
@@ -24,6 +24,7 @@ from pyseccomp.errors import (
     AttachError,
     KernelError,
     PartialAttachError,
+    SeccompError,
     TargetGoneError,
     UnsupportedError,
 )
@@ -82,12 +83,13 @@ class GroupAttachment(Attachment):
     """
 
     is_group = True
+    _settled = False
 
     def __init__(
         self,
         filter: Filter,
         pid: int,
-        fd: int,
+        fd: _core.Fd,
         cgroup: str | None,
         on_error: Literal["abort", "skip"],
         no_new_privs: bool | Literal["auto"],
@@ -99,6 +101,7 @@ class GroupAttachment(Attachment):
         """The cgroup's directory as it was given; None for a tree. ``pid`` is 0 then."""
         self.on_error = on_error
         self._death = death
+        self._box = _core.Outcome()  # what became of all, until each has an attachment
         self.results: tuple[MemberOutcome, ...] = ()
         """Every process that belonged, in the order they were found: parents before children. Empty while inactive."""
         self.attachments: tuple[Attachment, ...] = ()
@@ -150,26 +153,24 @@ class GroupAttachment(Attachment):
             self._check_open("activate")
             if self._death is not None:
                 self._filter._start_guardian()
-            self._take(_attach(self._filter, self))
+            self._take(self._box.raw or _attach(self._filter, self))
         for one in self.attachments:
             one._changed("active", f"activated with {self.what}")
 
     def _take(self, raw: _Group) -> None:
         r, refusal, blamed, stop_ns, members = raw
         outcomes, attachments = [], []
-        for index, (pidfd, became, member) in enumerate(members):
+        for index, (pidfd, became, member, outcome_of) in enumerate(members):
             what: Outcome = "refused" if index == blamed and _BECAME[became] == "skipped" else _BECAME[became]
             killed = refusal == _INJECTOR and r == -errno.EINTR
-            outcome = self._settle(pidfd, "failed" if killed and what == "unchanged" else what, member)
+            outcome = self._settle(pidfd, "failed" if killed and what == "unchanged" else what, member, outcome_of)
             outcomes.append(outcome)
             attachments += [outcome.attachment] if outcome.attachment is not None else []
         if self._death is not None:
             for one in attachments:
                 self._filter._guard_active(one, self._death)
-        listeners = tuple(fd for one in attachments for fd in one.listeners)
-        if listeners:
-            self._filter._listen(listeners)
         if r < 0:
+            self._box = _core.Outcome()
             raise self._explain(r, refusal, blamed, members, tuple(outcomes))
         self.results, self.attachments = tuple(outcomes), tuple(attachments)
         results = [one.result for one in attachments if one.result is not None]
@@ -180,20 +181,22 @@ class GroupAttachment(Attachment):
             stop_ns=stop_ns,
             residue=sum(one.residue for one in results),
         )
+        self._settled = True
+        self._handle.close()
         self._filter._replace(self)
-        fd, self._pidfd = self._pidfd, -1
-        os.close(fd)
+        for one in attachments:
+            if one._outcome.error is not None:
+                raise one._outcome.error
 
-    def _settle(self, pidfd: int, outcome: Outcome, raw: Raw) -> MemberOutcome:
+    def _settle(self, pidfd: _core.Fd, outcome: Outcome, raw: Raw, owner: _core.Outcome) -> MemberOutcome:
         """Make an attachment of a process that was filtered; close what came of any other."""
         if outcome == "filtered":
-            attachment = Attachment(self._filter, raw[4], pidfd, "all", self.no_new_privs, self.timeout)
-            attachment.result, attachment._listeners = installed(raw, attachment)
-            self._filter._adopt(attachment)
+            attachment = next((one for one in self._filter._attachments if one._outcome is owner), None)
+            if attachment is None:  # else an exception interrupted this before
+                attachment = Attachment(self._filter, raw[4], pidfd, "all", self.no_new_privs, self.timeout, None, owner)
+                self._filter._adopt(attachment)
             return MemberOutcome(raw[4], outcome, "", attachment)
-        for fd in (pidfd, raw[5], *(thread[3] for thread in raw[11])):
-            if fd >= 0:
-                os.close(fd)
+        pidfd.close()
         if outcome == "unchanged":
             reason = "another refused"
         elif raw[0] == 0:
@@ -210,7 +213,7 @@ class GroupAttachment(Attachment):
             return error
 
     def _explain(
-        self, r: int, refusal: int, blamed: int, members: list[tuple[int, int, Raw]], results: tuple[MemberOutcome, ...]
+        self, r: int, refusal: int, blamed: int, members: list[tuple[_core.Fd, int, Raw, _core.Outcome]], results: tuple[MemberOutcome, ...]
     ) -> AttachError | UnsupportedError | KernelError:
         error: AttachError | UnsupportedError | KernelError
         if blamed >= 0 and (refusal < _CALLER or refusal >= _FROZEN):
@@ -226,7 +229,7 @@ class GroupAttachment(Attachment):
             partial.results = results
             return partial
         killed = refusal == _INJECTOR and r == -errno.EINTR
-        touched = any(one.outcome == "failed" for one in results) or any(raw[10] for _, _, raw in members)
+        touched = any(one.outcome == "failed" for one in results) or any(raw[10] for _, _, raw, _ in members)
         if results and not killed and not touched:
             error.add_note(f"nothing was changed in any process of {self.what}")
         return error
@@ -285,8 +288,27 @@ class GroupAttachment(Attachment):
         """Close all its attachments, see :meth:`Attachment.close`."""
         self._close()
 
+    def _give_up(self) -> None:
+        if not self.activated and not self._unsettled:
+            self.close()
+
+    @property
+    def _unsettled(self) -> bool:
+        return self._box.raw is not None and not self._settled and not self._over
+
+    def _resume(self) -> None:
+        """Make the attachments that an exception kept from being made."""
+        if self._unsettled:
+            with contextlib.suppress(SeccompError):
+                self.activate()
+
     def _close(self, keep: bool = False) -> None:
-        if self._pidfd >= 0:
+        if not self._ended:
+            if self._box.raw is not None and not self._settled:
+                for pidfd, _, _, owner in self._box.raw[4]:
+                    self._filter._forget(self, owner.listeners, None)
+                    owner.close()
+                    pidfd.close()
             super()._close(keep)
         for one in self.attachments:
             one._close(keep)
@@ -300,12 +322,14 @@ class GroupAttachment(Attachment):
         return f"<GroupAttachment to {self.what} {state}>"
 
 
-_Group = tuple[int, int, int, int, list[tuple[int, int, Raw]]]
+_Group = tuple[int, int, int, int, list[tuple[_core.Fd, int, Raw, _core.Outcome]]]
 
 
 def _attach(filter: Filter, group: GroupAttachment) -> _Group:
     tree = group.cgroup is None
     return _core.attach_group(
+        group._box,
+        filter._face,
         group._pidfd if tree else -1,
         -1 if tree else group._pidfd,
         bytes(filter.program),
@@ -350,7 +374,7 @@ def bind(
     query(os.getpid())  # the numbers in cgroup.procs must mean the processes of /proc: raises where they do not
     path = os.fsdecode(cgroup)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = _core.own(os.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise AttachError(error.errno or 0, f"attach to cgroup {path}: {error.strerror}") from None
     return GroupAttachment(filter, 0, fd, path, on_error, no_new_privs, timeout, death)

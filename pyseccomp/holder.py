@@ -78,7 +78,7 @@ class Holder:
                 f"name {name!r} is in use: `pyseccomp activate --list` shows its holder, `pyseccomp activate --close {name}` ends it; "
                 "or take another name",
             )
-        self._socket = socket.socket(fileno=fd)
+        self._socket = socket.socket(fileno=fd.detach())
         self._socket.setblocking(False)
         self._inode = self._path.stat().st_ino
         self._woken, self._wake = socket.socketpair()

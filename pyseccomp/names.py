@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pyseccomp import _core
 from pyseccomp.errors import ReclaimError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -67,7 +68,7 @@ def _directory() -> Path:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = _core.own(os.open, directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         end = time.monotonic() + _LOCKED
         while True:
@@ -80,10 +81,10 @@ def _locked(directory: Path) -> Iterator[None]:
             time.sleep(0.01)
         yield
     finally:
-        os.close(fd)
+        fd.close()
 
 
-def take(name: str) -> int:
+def take(name: str) -> _core.Fd:
     """Take a name: a listening socket for the guardian.
 
     Raises ReclaimError (EBUSY) while another guardian has it.
@@ -98,7 +99,7 @@ def take(name: str) -> int:
         time.sleep(0.01)  # the last manager may have closed it just now, and its guardian be leaving
 
 
-def try_take(path: Path) -> int | None:
+def try_take(path: Path) -> _core.Fd | None:
     """Listen there, or None while somebody does; what the dead left is replaced."""
     with _locked(path.parent):
         if _answers(path):
@@ -133,8 +134,8 @@ def _answers(path: Path) -> bool:
         return True
 
 
-def _bind(path: Path) -> int:
+def _bind(path: Path) -> _core.Fd:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.bind(str(path))
         sock.listen(_BACKLOG)
-        return sock.detach()
+        return _core.own(sock.detach)

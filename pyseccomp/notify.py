@@ -252,7 +252,7 @@ class _AsyncStay(_core.AsyncStay):
 
     def __init__(self, inbox: _core.Inbox, receiver: Receiver) -> None:
         self._receiver = receiver
-        self._fd = -1
+        self._fd = _core.Fd()
         self._ready: asyncio.Event | None = None
         self._hook: Callable[[], object] | None = None
 
@@ -287,7 +287,7 @@ class _AsyncStay(_core.AsyncStay):
                 loop.call_soon_threadsafe(ready.set)
 
             # Its own: an event loop has one reader for a descriptor, and others may iterate too.
-            self._fd = os.dup(self._receiver._inbox.epoll_fd)
+            self._fd = _core.duplicate(self._receiver._inbox.epoll_fd)
             self._hook = wake
             self._receiver._stop_hooks += (wake,)
             return
@@ -300,9 +300,8 @@ class _AsyncStay(_core.AsyncStay):
 
     def _close(self) -> None:
         self._end()
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+        if self._fd.number >= 0:
+            self._fd.close()
             self._receiver._stop_hooks = tuple(hook for hook in self._receiver._stop_hooks if hook is not self._hook)
 
     async def aclose(self) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -33,6 +35,58 @@ def close_fds(*fds: int) -> None:
     if _core.may("close"):
         for fd in fds:
             os.close(fd)
+
+
+class Moment:
+    """Something that happens once. Unlike threading.Event it bears an exception that a signal handler raises in a wait."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._come = False
+
+    def set(self) -> None:
+        """Let it happen, for all that wait."""
+        if not self._come:
+            self._come = True
+            self._lock.release()
+
+    def is_set(self) -> bool:
+        """Whether it has happened."""
+        return self._come
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for it, at most timeout seconds; False if it has not happened."""
+        return self._come or _core.pass_through(self._lock, -1 if timeout is None else timeout)
+
+
+class Worker:
+    """A thread that calls a function. It runs or does not, and this knows which, whatever a signal handler raises."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._running: list[int] = []
+        self._ended = Moment()
+
+    def start(self) -> None:
+        """Start it."""
+        _core.launch(self._running, self._run)
+
+    def _run(self) -> None:
+        try:
+            self._function()
+        finally:
+            self._ended.set()
+
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return bool(self._running) and not self._ended.is_set()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until it does not run, at most timeout seconds. A no-op in the thread itself."""
+        if not self._running or threading.get_ident() in self._running:
+            return True
+        return self._ended.wait(timeout)
 
 
 class Owned:

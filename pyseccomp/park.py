@@ -181,8 +181,8 @@ class Parked(Attachment):
     lost = False
     """True if its thread ended before: the process executed a program, ended, or gave up. Nothing is in force then."""
 
-    def __init__(self, filter: Filter, pidfd: int, token: int, slot: int, timeout: float = 5.0) -> None:
-        task = query(pidfd=pidfd)
+    def __init__(self, filter: Filter, pidfd: _core.Fd, token: int, slot: int, timeout: float = 5.0) -> None:
+        task = query(pidfd=pidfd.number)
         super().__init__(filter, task.pid, pidfd, "all", "auto", timeout)
         self.mode = "park"
         self._token = token
@@ -244,7 +244,7 @@ class Parked(Attachment):
             return "the filter is in force; its listener cannot be sent yet, and is kept by its process"
         return "is it stopped?"
 
-    def _end(self, error: int, listener: int | None) -> bool:
+    def _end(self, error: int, listener: _core.Fd | None) -> bool:
         """Take what its helper reports, if the kernel says so too; True if the listener was taken."""
         self._done = True
         task = query(pidfd=self._pidfd)
@@ -255,7 +255,7 @@ class Parked(Attachment):
             lost = errno.EBADMSG
         elif not error and listener is not None:
             try:
-                self._filter._listen((listener,))
+                self._filter._listen((listener.number,))
             except OSError as refused:
                 lost, listener = refused.errno or errno.EBADMSG, None
         self._error = lost or -error
@@ -263,7 +263,7 @@ class Parked(Attachment):
             self._changed("inactive", f"what was parked is not in force: {os.strerror(-error)}")
             return False
         outcomes = tuple(ThreadOutcome(tid, n, n + 1 if n is not None else None) for tid, n in self._filters.items())
-        self._listeners = () if listener is None else (listener,)
+        self._outcome.keep([] if listener is None else [listener])
         self.result = AttachResult(outcomes, False, False, 0, 0)
         self._changed("active", f"{_WITHOUT_LISTENER}: {os.strerror(lost)}" if lost else "activated: it was parked")
         return listener is not None
@@ -377,12 +377,12 @@ def _take(filter: Filter, data: bytes, fds: list[_core.Fd]) -> None:
     known = next((a for a in filter._parked_ones() if a._token == token), None)
     if kind == _HELLO and known is None and fds:
         with contextlib.suppress(OSError, ValueError):
-            attachment = Parked(filter, fds[0].number, token, slot)
-            fds.pop().detach()
+            attachment = Parked(filter, fds[0], token, slot)
+            fds.clear()
             filter._adopt_parked(attachment)
     elif kind == _DONE and known is not None and not known._done:
-        if known._end(min(result, 0), fds[0].number if fds and filter.program.notifies else None):
-            fds.pop().detach()
+        if known._end(min(result, 0), fds[0] if fds and filter.program.notifies else None):
+            fds.clear()
     elif kind == _GONE and known is not None and not known._done and not known.lost:
         known.lost = True
         known._changed("detached", "its parked thread ended: exec, death, or given up")

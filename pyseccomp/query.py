@@ -175,13 +175,13 @@ def _handle(target: int | HasPid | None, pidfd: int | None) -> Iterator[tuple[Ta
         yield state, -1
         return
     try:
-        handle = os.pidfd_open(target)
+        handle = _core.own(os.pidfd_open, target)
     except OSError as error:
         raise _explain(error, f"pid {target}", target) from None
     try:
-        yield _by_pidfd(handle), handle
+        yield _by_pidfd(handle.number), handle.number
     finally:
-        os.close(handle)
+        handle.close()
 
 
 def _by_pid(pid: int) -> TaskState:

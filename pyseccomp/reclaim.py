@@ -68,19 +68,17 @@ def _connect(name: str) -> socket.socket:
     return sock
 
 
-def _receive(name: str, connection: socket.socket) -> tuple[guardian.Message, list[int]]:
+def _receive(name: str, connection: socket.socket) -> tuple[guardian.Message, list[_core.Fd]]:
     """One message with all its parts."""
-    fds: list[int] = []
+    fds: list[_core.Fd] = []
     while True:
         try:
             message, more = _core.guardian_receive(connection.fileno())
         except OSError as error:
-            for fd in fds:
-                os.close(fd)
             raise ReclaimError(error.errno, f"reclaim {name!r}: its guardian does not answer: {error.strerror}") from None
         # Every part of a ward begins with its pidfd.
         if fds and message["kind"] == guardian.WARD:
-            os.close(more.pop(0))
+            more.pop(0).close()
         fds += more
         if not message["more"]:
             return message, fds
@@ -95,7 +93,7 @@ def _ask(name: str, connection: socket.socket) -> tuple[int, Filter | None]:
     message, fds = _receive(name, connection)
     if message["error"] == -errno.EBUSY:
         return message["manager"], None
-    wards: list[tuple[guardian.Message, list[int]]] = []
+    wards: list[tuple[guardian.Message, list[_core.Fd]]] = []
     try:
         if message["error"] or len(fds) != 2:
             raise ReclaimError(-message["error"] or errno.EBADMSG, f"reclaim {name!r}: {os.strerror(-message['error'])}")
@@ -103,14 +101,14 @@ def _ask(name: str, connection: socket.socket) -> tuple[int, Filter | None]:
         return 0, _take_over(name, connection, fds, wards)
     finally:
         for fd in (*fds, *(fd for _, more in wards for fd in more)):
-            os.close(fd)
+            fd.close()
 
 
 def _take_over(
-    name: str, connection: socket.socket, fds: list[int], wards: list[tuple[guardian.Message, list[int]]]
+    name: str, connection: socket.socket, fds: list[_core.Fd], wards: list[tuple[guardian.Message, list[_core.Fd]]]
 ) -> Filter:
     """Build the objects; what they own is taken out of the lists."""
-    self = Filter.from_fd(fds[0])
+    self = Filter.from_fd(fds[0].number)
     try:
         self._name = name
         # From here on the connection's end is a death: what fails below leaves everything to the next one.
@@ -118,29 +116,32 @@ def _take_over(
         for message, more in wards:
             _adopt_ward(self, message, more)
         # After the listeners: under them its orphans are looked for.
-        self._inbox.keep_journal(_core.Journal(fds.pop(1)))
-        self._guardian = guardian.Guardian.adopt(connection.detach(), *self._hooks())
+        self._inbox.keep_journal(_core.Journal(fds[1]))
+        self._guardian = guardian.Guardian(*self._hooks())
+        self._guardian.adopt(_core.duplicate(connection.fileno()))
+        connection.close()
     except BaseException:
         self.leave()
         raise
     return self
 
 
-def _adopt_ward(self: Filter, message: guardian.Message, fds: list[int]) -> None:
+def _adopt_ward(self: Filter, message: guardian.Message, fds: list[_core.Fd]) -> None:
     if message["state"] not in (guardian.ACTIVE, guardian.INACTIVE):
         return
     try:
-        task = query(pidfd=fds[0])
+        task = query(pidfd=fds[0].number)
     except TargetGoneError:
         return
-    attachment = Attachment(self, task.pid, fds.pop(0), "one" if message["leader_only"] else "all", "auto", 5.0)
+    attachment = Attachment(self, task.pid, fds[0], "one" if message["leader_only"] else "all", "auto", 5.0)
     attachment._ward = message["ward"]
     self._next_ward = max(self._next_ward, message["ward"] + 1)
     self._wards[message["ward"]] = weakref.ref(attachment)
     if message["state"] == guardian.ACTIVE:
         outcomes = tuple(ThreadOutcome(t.tid, None, t.filters) for t in task.threads if t.alive)
-        listeners, fds[:] = tuple(fds), []
+        listeners, fds[:] = fds[1:], []
         attachment._adopt(AttachResult(outcomes, False, False, 0, 0), listeners)
     else:
+        fds.clear()
         attachment._guardian_injects = bool(message["inject"])
     self._adopt(attachment)

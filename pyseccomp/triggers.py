@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 from pyseccomp import _core, shortage
-from pyseccomp.attach import Attachment, Raw, arm, installed, may_suspend_filters
+from pyseccomp.attach import Attachment, Raw, arm, check, may_suspend_filters
 from pyseccomp.errors import AttachError, AttachShortageError, AttachTimeoutError, TargetFilteredError, TargetGoneError, UnsupportedError
+from pyseccomp.owned import Worker
 from pyseccomp.query import query
 
 if TYPE_CHECKING:
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 _CANCELED = -errno.ECANCELED
 
 
-def _arm(filter: Filter, pidfd: int, no_new_privs: bool | Literal["auto"], timeout: float, event: str = "exec") -> _core.Trigger:
+def _arm(
+    trigger: _core.Trigger, filter: Filter, pidfd: int, no_new_privs: bool | Literal["auto"], timeout: float, event: str = "exec"
+) -> None:
     filter._check_open("attach")
-    return arm(filter.program, filter._load_flags(), pidfd, no_new_privs, timeout, filter.foreign_arch == "allow", event)
+    arm(trigger, filter.program, filter._load_flags(), pidfd, no_new_privs, timeout, filter.foreign_arch == "allow", event)
 
 
 class TriggeredAttachment(Attachment):
@@ -40,7 +43,7 @@ class TriggeredAttachment(Attachment):
 
     _event = "exec"
     _trigger: _core.Trigger | None = None
-    _waiter: threading.Thread | None = None
+    _waiter: Worker | None = None
     error: Exception | None = None
     """Why the trigger ended without the filter in force: the target ended, or was killed."""
 
@@ -51,12 +54,22 @@ class TriggeredAttachment(Attachment):
                 f"attach to oneself on {self._event}: a process cannot trace itself; attach from another process, or use pyseccomp.Popen",
             )
         self._check_earlier_filters()
-        trigger = _arm(self._filter, self.pidfd, self.no_new_privs, self.timeout, self._event)
+        trigger = self._trigger = _core.Trigger()
+        _arm(trigger, self._filter, self.pidfd, self.no_new_privs, self.timeout, self._event)
         if trigger.refused is not None:
-            installed(trigger.refused, self)
-        self._trigger = trigger
-        self._waiter = threading.Thread(target=self._follow, name=f"pyseccomp {self._event} {self.pid}", daemon=True)
+            check(trigger.refused, self)
+        self._waiter = Worker(self._follow)
         self._waiter.start()
+
+    def _give_up(self) -> None:
+        """End what an exception interrupted: nothing may stay armed that the caller does not know of."""
+        trigger = self._trigger
+        if trigger is not None:
+            trigger.disarm()
+            if trigger.follow():  # no thread has begun to
+                trigger.finish(self._outcome)
+                self._trigger = None
+        super()._give_up()
 
     def _check_earlier_filters(self) -> None:
         """Refuse now what could only end in a kill: filters that nobody may suspend for the injection."""
@@ -70,27 +83,29 @@ class TriggeredAttachment(Attachment):
 
     def _follow(self) -> None:
         trigger = self._trigger
-        assert trigger is not None
+        if trigger is not None and trigger.follow():
+            self._finish(trigger)
+
+    def _finish(self, trigger: _core.Trigger) -> None:
         try:
-            raw, pidfd = trigger.finish()
-            os.close(pidfd)
+            outcome = _core.Outcome()
+            raw, _ = trigger.finish(outcome)
             if raw[0] != _CANCELED:
-                self._take(raw)
+                self._take(raw, outcome)
         except Exception as error:
             self.error = error
         finally:
             self._trigger = None
 
-    def _take(self, raw: Raw) -> None:
-        result, listeners = installed(raw, self)
+    def _take(self, raw: Raw, outcome: _core.Outcome) -> None:
+        check(raw, self)
         with self._lock:
             if self.closed or self._filter.closed:
-                for fd in listeners:
-                    os.close(fd)
+                outcome.close()
                 return
-            self.result, self._listeners = result, listeners
-            if listeners:
-                self._filter._listen(listeners)
+            self._outcome = outcome
+            if outcome.fds:
+                self._filter._listen(self.listeners)
         self._changed("active", f"activated by its {self._event}")
 
     @property
@@ -171,32 +186,33 @@ class ForkAttachment(TriggeredAttachment):
 
     def _follow(self) -> None:
         trigger = self._trigger
-        assert trigger is not None
-        while (child := trigger.next()) is not None:
+        if trigger is None or not trigger.follow():
+            return
+        while (child := trigger.next(outcome := _core.Outcome())) is not None:
             try:
-                self._welcome(*child)
+                self._welcome(*child, outcome)
             except TargetGoneError:
                 pass
             except Exception as error:
                 self.errors.append(error)
             with self._born:
                 self._born.notify_all()
-        super()._follow()
+        self._finish(trigger)
         self._expect_no_more()
         with self._born:
             self._born.notify_all()
 
-    def _welcome(self, raw: Raw, pidfd: int) -> None:
+    def _welcome(self, raw: Raw, pidfd: _core.Fd, outcome: _core.Outcome) -> None:
         self._forget_ended()
-        attachment = Attachment(self._filter, raw[4], pidfd, "all", self.no_new_privs, self.timeout)
+        attachment = Attachment(self._filter, raw[4], pidfd, "all", self.no_new_privs, self.timeout, None, outcome)
         try:
-            attachment.result, attachment._listeners = installed(raw, attachment)
+            check(raw, attachment)
             self._filter._adopt(attachment)
             # Before its first notification can be received.
             with self._born:
                 self._children.append(attachment)
-            if attachment._listeners:
-                self._filter._listen(attachment._listeners)
+            if attachment.listeners:
+                self._filter._listen(attachment.listeners)
         except BaseException:
             attachment.close()
             raise
@@ -250,14 +266,17 @@ class Watch:
 
     def __init__(self, attachment: Attachment, event: Event) -> None:
         self._attachment = weakref.ref(attachment)
-        self._fd = os.dup(event.fileno()) if isinstance(event, _HasFileno) else -1
+        self._fd = _core.duplicate(event.fileno()) if isinstance(event, _HasFileno) else None
         self._seconds = float(event) if isinstance(event, (int, float)) else None
-        self._function = event if callable(event) and self._fd < 0 else None
-        self._stopped, self._stop = os.pipe2(os.O_CLOEXEC)
-        self._pidfd = os.dup(attachment.pidfd)
+        self._function = event if callable(event) and self._fd is None else None
+        self._stopped, self._stop = _core.own_pair(os.pipe2, os.O_CLOEXEC)
+        self._pidfd = _core.duplicate(attachment.pidfd)
         self.error: Exception | None = None
         """Why it could not be activated, or what the function raised."""
-        self.thread = threading.Thread(target=self._run, name=f"pyseccomp watch {attachment.pid}", daemon=True)
+        self.thread = Worker(self._run)
+
+    def start(self) -> None:
+        """Begin to wait."""
         self.thread.start()
 
     def _run(self) -> None:
@@ -279,23 +298,21 @@ class Watch:
                 attachment._changed("inactive", f"its event came, but it could not be activated: {error}")
         finally:
             for fd in (self._fd, self._stopped, self._pidfd):
-                if fd >= 0:
-                    os.close(fd)
+                if fd is not None:
+                    fd.close()
 
     def _happens(self) -> bool:
         """Wait; False if it was closed, or its target ended, before."""
         poll = select.poll()
         for fd in (self._stopped, self._pidfd, self._fd):
-            if fd >= 0:
-                poll.register(fd, select.POLLIN)
+            if fd is not None:
+                poll.register(fd.number, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(None if self._seconds is None else max(0, self._seconds * 1000))}
-        return not ready & {self._stopped, self._pidfd}
+        return not ready & {self._stopped.number, self._pidfd.number}
 
     def stop(self) -> None:
         """End it, if it waits; a function goes on, without effect."""
-        if self._stop >= 0:
-            os.close(self._stop)
-            self._stop = -1
+        self._stop.close()
 
 
 @runtime_checkable
@@ -327,7 +344,8 @@ class Spawn:
         if not 0 < timeout <= 3600:
             raise ValueError(f"Popen: timeout is more than 0 and at most 3600 seconds, got {timeout!r}")
         self._filter, self._no_new_privs, self._timeout = filter, no_new_privs, timeout
-        self._trigger: _core.Trigger | None = _arm(filter, -1, no_new_privs, timeout)
+        self._trigger: _core.Trigger | None = _core.Trigger()
+        _arm(self._trigger, filter, -1, no_new_privs, timeout)
         if self._trigger.refused is not None:
             error = -self._trigger.refused[0]
             if error in shortage.WANTS:
@@ -341,31 +359,31 @@ class Spawn:
     def abandon(self) -> None:
         """End it: no process came of it."""
         if (trigger := self._trigger) is not None:
-            self._trigger = None
             trigger.disarm()
-            raw, pidfd = trigger.finish()
-            for fd in (pidfd, raw[5], *(thread[3] for thread in raw[11])):
-                if fd >= 0:
-                    os.close(fd)
+            if trigger.follow():
+                trigger.finish(_core.Outcome())
+            self._trigger = None
 
     def finish(self, pid: int) -> Attachment:
         """Wait for the exec of the process that was forked, and give the attachment."""
-        trigger, self._trigger = self._trigger, None
+        trigger = self._trigger
         assert trigger is not None
-        raw, pidfd = trigger.finish()
-        if pidfd < 0 and -raw[0] in shortage.WANTS:
+        trigger.follow()
+        raw, pidfd = trigger.finish(outcome := _core.Outcome())
+        self._trigger = None
+        if pidfd.number < 0 and -raw[0] in shortage.WANTS:
             why = shortage.WANTS[-raw[0]]
             raise AttachShortageError(-raw[0], f"starting pid {pid}: {why}; it was killed before its program began")
-        if pidfd < 0:
+        if pidfd.number < 0:
             raise TargetGoneError(errno.ESRCH, f"starting pid {pid}: it was not forked by this thread, or ended at once")
-        attachment = Attachment(self._filter, pid, pidfd, "all", self._no_new_privs, self._timeout)
+        attachment = Attachment(self._filter, pid, pidfd, "all", self._no_new_privs, self._timeout, None, outcome)
+        self._filter._link(attachment)
         try:
-            result, listeners = installed(raw, attachment)
-            attachment.result, attachment._listeners = result, listeners
+            check(raw, attachment)
             if raw[4] != pid:
                 raise UnsupportedError(errno.EOPNOTSUPP, f"starting pid {pid}: another process, {raw[4]}, was forked before it")
-            if listeners:
-                self._filter._listen(listeners)
+            if attachment.listeners:
+                self._filter._listen(attachment.listeners)
             return self._filter._adopt(attachment)
         except BaseException:
             attachment.close()
