@@ -645,6 +645,11 @@ static int wait_many(struct psc_inbox *inbox, int64_t deadline, struct psc_event
 	if (left > 0)
 		timeout = (struct timespec){ left / 1000000000, left % 1000000000 };
 	r = epoll_pwait2(inbox->epoll, &e, 1, deadline < 0 ? NULL : &timeout, NULL);
+	if (r < 0 && (errno == ENOSYS || errno == EPERM)) { /* by a container's policy; epoll_wait() counts milliseconds */
+		int64_t ms = (left > 0 ? left : 0) / 1000000 + (left % 1000000 > 0);
+
+		r = epoll_wait(inbox->epoll, &e, 1, deadline < 0 ? -1 : ms < INT32_MAX ? (int)ms : INT32_MAX);
+	}
 	if (r < 0)
 		return -errno;
 	if (r == 0)

@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -402,3 +403,29 @@ def test_an_orderly_end_while_a_target_is_filtered_is_no_death() -> None:
             f._guardian = None
             assert other.poll() is None
             f.close()
+
+
+RECEIVER = """
+import sys
+import pyseccomp as ps
+from attaching import DENIED, notify_getppid
+f = ps.Filter(notify_getppid())
+for pid in sys.argv[1:]:
+    f.attach(int(pid))
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in sys.argv[1:]:
+    f.receive(20).deny(DENIED)
+sys.stdin.readline()
+"""
+
+
+@as_root
+@pytest.mark.parametrize("error", ["ENOSYS", "EPERM"])
+def test_a_manager_without_epoll_pwait2_receives_all_the_same(error: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with victim(build_victim("idle")) as one, victim(build_victim("idle")) as two:
+        with victim(sys.executable, "-c", RECEIVER, str(one.pid), str(two.pid), env=environment) as manager:
+            with refused(manager.pid, f"epoll_pwait2:error={error}"):
+                manager.tell("go")
+                assert [ask(target)["probe"] for target in (one, two)] == [DENIED] * 2
