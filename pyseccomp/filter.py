@@ -484,10 +484,11 @@ class Filter(Owned, Receiver):
 
         A filter that notifies is loaded by a temporary thread of the target with descriptors of its own, so no other task finds
         the listener in its table. Where that is not possible (before Linux 6.9, no thread can be made, the filter forbids exit), a
-        process outside the thread group that shares the target's descriptors is a reason to refuse. One that shares
-        its memory always is. With CAP_SYS_ADMIN the program is read back from the kernel and compared. What is left: a process
-        that may ptrace the target can open that temporary thread too, in the microseconds that it lives, and copy the listener;
-        where the program cannot be read back, it can write another one into the target's memory.
+        process outside the thread group that shares the target's descriptors is a reason to refuse. So is one that shares its
+        memory, where one process is attached to; with tree= and cgroup= this is not looked for. With CAP_SYS_ADMIN the program is
+        read back from the kernel and compared. What is left: a process that may ptrace the target can open that temporary thread
+        too, in the microseconds that it lives, and copy the listener; where the program cannot be read back, a process that can
+        write to the target's memory can replace it.
 
         activate_on="exec": in force from the first instruction of the program that the process executes next (see
         :class:`TriggeredAttachment`); the program may deny execve itself. "fork": in force in each child that the process makes
