@@ -87,8 +87,9 @@ def run(operation: Operation, place: Place, asker: Asker, victim: Path) -> Outco
     begun = time.monotonic()
     cell = name_of(operation, place, asker)
     system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
-    runner = _Runner(operation, place, asker, victim)
+    runner: _Runner | None = None
     try:
+        runner = _Runner(operation, place, asker, victim)
         outcome = runner.run()
     except Skip as skip:
         outcome = Outcome(cell, "skipped", str(skip))
@@ -97,7 +98,7 @@ def run(operation: Operation, place: Place, asker: Asker, victim: Path) -> Outco
     except Exception:
         outcome = Outcome(cell, "broken", traceback.format_exc()[-1500:])
     finally:
-        left = runner.close()
+        left = runner.close() if runner is not None else []
     outcome.harm += left
     outcome.seconds = time.monotonic() - begun
     return outcome
@@ -106,11 +107,11 @@ def run(operation: Operation, place: Place, asker: Asker, victim: Path) -> Outco
 class _Runner:
     def __init__(self, operation: Operation, place: Place, asker: Asker, victim: Path) -> None:
         self.operation, self.place, self.asker = operation, place, asker
-        self.work = Path(tempfile.mkdtemp(prefix="psmx"))
-        self.work.chmod(0o755)
         root = os.geteuid() == 0
         if not root and (place.root or operation.cgroup or (asker.uid is None and asker.name != "no-memfd")):
-            raise Skip("privilege: root, to make the place or the asker")
+            raise Skip("privilege: root, to make the place or the caller")
+        self.work = Path(tempfile.mkdtemp(prefix="psmx"))
+        self.work.chmod(0o755)
         uid = asker.uid if root else None
         self.target = Target(self.work / "target", victim, uid)
         self.target.roles -= set(place.without)
@@ -359,7 +360,7 @@ class _Runner:
         """Compare what the kernel says before and after, thread by thread."""
         after = self._look()
         for which in ("target", "child"):
-            old, new, more = before[which], after[which], added[which]
+            old, new, more = before[which], after[which], added.get(which, 0)
             base = min(old.filters.values(), default=0)
             if self.operation.starts:
                 if any(count < 1 for count in new.filters.values()):

@@ -343,7 +343,8 @@ def park(s: Scene) -> None:
         if reply[:1] != b"P":
             raise Refusal(reply[1:].decode() or "the target ended")
         (a,) = f.wait_parked(1, PATIENCE)
-        assert a.query().state == "inactive", a.query()
+        if a.query().state != "inactive":
+            raise Refusal(f"parked, but {a.query()}")
         s.settle(0)
         f.activate()
         s.settle(DENIED)
