@@ -20,17 +20,28 @@ static int descriptors(void)
 	return n;
 }
 
+/* How many listeners there are: of all threads, or one each where they could not share. */
+static int listeners(const struct psc_attach_result *result)
+{
+	int n = result->listener >= 0;
+
+	for (size_t i = 0; i < result->n_threads; i++)
+		n += result->threads[i].listener >= 0;
+	return n;
+}
+
 /* As psc_attach(), of a tree with one member. */
-static int attach_tree(const struct psc_attach_options *options, struct psc_attach_result *ret_result)
+static int attach_tree(const struct psc_attach_options *options, struct psc_attach_result *ret_result, int *ret_listeners)
 {
 	const struct psc_group_options group = { .attach = *options, .cgroup = -1 };
 	struct psc_group_result result;
 	int r = psc_attach_group(&group, &result);
 
 	*ret_result = (struct psc_attach_result){ .listener = -1, .refusal = result.refusal };
+	*ret_listeners = 0;
 	for (size_t i = 0; i < result.n; i++) {
 		close(result.members[i].pidfd);
-		ret_result->listener = result.members[i].result.listener;
+		*ret_listeners += listeners(&result.members[i].result);
 		ret_result->residue = result.members[i].result.residue;
 	}
 	psc_group_result_destroy(&result);
@@ -53,13 +64,14 @@ int main(int argc, char **argv)
 		.timeout_ns = 300000000,
 	};
 	struct psc_attach_result result;
-	int before, r;
+	int before, n, r;
 
 	options.pidfd = (int)syscall(SYS_pidfd_open, atoi(argv[1]), 0);
 	before = descriptors();
-	r = tree ? attach_tree(&options, &result) : psc_attach(&options, &result);
+	r = tree ? attach_tree(&options, &result, &n) : psc_attach(&options, &result);
+	n = tree ? n : listeners(&result);
 	psc_attach_result_destroy(&result);
-	say("r=%d refusal=%d listener=%d leaked=%d residue=%d", r, r < 0 ? (int)result.refusal : -1, result.listener >= 0,
-	    descriptors() - before - (result.listener >= 0), (int)result.residue);
+	say("r=%d refusal=%d listeners=%d leaked=%d residue=%d", r, r < 0 ? (int)result.refusal : -1, n,
+	    descriptors() - before - n, (int)result.residue);
 	return 0;
 }
