@@ -377,6 +377,19 @@ PSC_MUST_CHECK int psc_attach_group(const struct psc_group_options *options, str
 
 /* Frees the lists; pidfds and listeners are the caller's. */
 void psc_group_result_destroy(struct psc_group_result *result);
+
+/* Watches which processes enter a cgroup (v1 or v2) or one below it. */
+struct psc_cgroup_watch;
+
+/* dir: its directory; stop: becomes readable to end a wait. Both are duplicated. */
+PSC_MUST_CHECK int psc_cgroup_watch_new(int dir, int stop, struct psc_cgroup_watch **ret_watch);
+void psc_cgroup_watch_free(struct psc_cgroup_watch *watch);
+
+/* The processes that the last look did not show, all of them the first time; valid until the next call.
+ * wait: look every two milliseconds, and when inotify tells a write to cgroup.procs, until there are some, or a
+ * second has passed (none then: time to look for numbers that were used again). -ECANCELED: stop is readable.
+ * -ENODEV: the cgroup was removed. Other errors: its files cannot be read. */
+PSC_MUST_CHECK int psc_cgroup_watch_next(struct psc_cgroup_watch *watch, bool wait, const pid_t **ret_pids, size_t *ret_n);
 /* ---------------------------------------------------------------- trigger
  *
  * Attach when a process executes another program: in force from the first

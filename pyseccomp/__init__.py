@@ -66,6 +66,7 @@ from pyseccomp.attach import (
     ThreadOutcome as ThreadOutcome,
 )
 from pyseccomp.filter import Filter as Filter, FilterState as FilterState
+from pyseccomp.follow import Stray as Stray
 from pyseccomp.group import GroupAttachment as GroupAttachment, GroupState as GroupState, MemberOutcome as MemberOutcome
 
 # ---- triggers, processes

@@ -615,6 +615,28 @@ def attach_group(Outcome outcome not None, Face face not None, int pidfd, int cg
         cpsc.psc_group_result_destroy(&result)
 
 
+cdef class CgroupWatch:
+    """Learn which processes enter a cgroup. For one thread at a time."""
+
+    cdef cpsc.psc_cgroup_watch *watch
+
+    def __cinit__(self, int dir, int stop):
+        _os_check(cpsc.psc_cgroup_watch_new(dir, stop, &self.watch))
+
+    def __dealloc__(self):
+        cpsc.psc_cgroup_watch_free(self.watch)
+
+    def next(self, bint wait) -> list[int]:
+        """The processes that the last look did not show. OSError: ECANCELED: stopped; ENODEV: the cgroup was removed."""
+        cdef const int *pids
+        cdef size_t n, i
+        cdef int r
+        with nogil:
+            r = cpsc.psc_cgroup_watch_next(self.watch, wait, &pids, &n)
+        _os_check(r)
+        return [pids[i] for i in range(n)]
+
+
 cdef tuple _attach_result(int r, cpsc.psc_attach_result *result, Outcome outcome):
     """Convert and free. The outcome gets all of it if the filter is in force; listeners of a failure are closed."""
     cdef size_t i

@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tree", action="store_true", help="PID and all its descendants")
     group.add_argument("--cgroup", metavar="DIR", help="instead of PID: all processes of this cgroup (v1 or v2) and of those below it")
     group.add_argument(
+        "--follow", action="store_true", help="with --cgroup: filter what enters it later too, until this command ends; it stays for that"
+    )
+    group.add_argument(
         "--on-error",
         choices=("abort", "skip"),
         help="when one refuses: abort: nobody is filtered; skip: it is left as it is, the others are filtered (abort)",
@@ -35,6 +38,8 @@ def wanted(options: argparse.Namespace) -> bool:
         options.usage("give PID or --cgroup DIR" if options.pid is None else "give PID or --cgroup DIR, not both")
     if options.tree and options.cgroup is not None:
         options.usage("--tree goes with PID; --cgroup takes the cgroups below it anyway")
+    if options.follow and options.cgroup is None:
+        options.usage("--follow goes with --cgroup")
     if not many and options.on_error is not None:
         options.usage("--on-error goes with --tree or --cgroup")
     if many and (options.gate or options.on is not None or options.deadline is not None or options.on_death is not None):
@@ -51,7 +56,7 @@ def bind(options: argparse.Namespace, filter: Filter) -> GroupAttachment:
     cgroup: str | None = options.cgroup
     with cli_holder.usage(options):
         if cgroup is not None:
-            return filter.attach(cgroup=cgroup, active=False, on_error=on_error, timeout=options.timeout)
+            return filter.attach(cgroup=cgroup, follow=options.follow, active=False, on_error=on_error, timeout=options.timeout)
         return filter.attach(pid, tree=True, active=False, on_error=on_error, timeout=options.timeout)
 
 
@@ -66,8 +71,11 @@ def activate(group: GroupAttachment) -> None:
     assert result is not None
     extra = ", no_new_privs was set" if result.no_new_privs_set else ""
     print(outcomes(group.results))
+    found = group.query()
+    if found.strays:
+        print(table([("PID", "NAME", "NOT FILTERED, BECAUSE IT"), *((str(one.pid), _name(one.pid), one.reason) for one in found.strays)]))
     print(
-        f"{group.query().state}: {group.what}, {len(group.attachments)} of {len(group.results)} processes, {len(result.threads)} threads, "
+        f"{found.state}: {group.what}, {len(group.attachments)} of {len(group.results)} processes, {len(result.threads)} threads, "
         f"stopped for {result.stop_ns / 1e6:.3f} ms{extra}",
         flush=True,
     )

@@ -30,6 +30,8 @@ from pyseccomp.triggers import ForkAttachment
 NOT_STARTED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 _SETTLES = 0.2
 """Seconds that processes which the command of ``run`` leaves may take to end."""
+_AGAIN = 0.05
+"""Seconds after which it is looked again whether a listener is there to be served."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -217,10 +219,38 @@ def _attach(options: argparse.Namespace, filter: Filter, answers: Responder, man
         if options.on is None:
             attachment.activate()
         _say_active(attachment)
-    if filter.program.notifies or attachment.mode == "gate":
+    if isinstance(attachment, GroupAttachment) and options.follow:
+        _follow(attachment, filter, answers)
+    elif filter.program.notifies or attachment.mode == "gate":
         with _served(filter, answers) as wait:
             wait()
         _say("dead: no task is left under the filter")
+
+
+def _follow(group: GroupAttachment, filter: Filter, answers: Responder) -> None:
+    """Say what enters, and answer, until the cgroup is removed."""
+    filter.on_state_change = lambda one, state, why: _say(f"{state}: process {one.pid}: {why}" if one.pid else f"{state}: {why}")
+    server = None
+    try:
+        while group.following:
+            # serve() ends with the last task, and another may enter later.
+            if (server is None or not server.is_alive()) and holder.answers_calls(filter.attachments):
+                server = threading.Thread(target=_serve_quietly, args=(filter, answers), name="answers", daemon=True)
+                server.start()
+            group.wait_followed(_AGAIN)
+    except cli_leave.Ended as ended:
+        ended.add_note(f"processes that enter {group.what} from now on are not filtered any more")
+        raise
+    finally:
+        if server is not None:
+            with contextlib.suppress(SeccompError):
+                filter.stop()
+            server.join()
+
+
+def _serve_quietly(filter: Filter, answers: Responder) -> None:
+    with contextlib.suppress(SeccompError):
+        filter.serve(answers)
 
 
 def _give_up(attachment: Attachment) -> None:

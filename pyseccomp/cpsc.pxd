@@ -155,6 +155,11 @@ cdef extern from "psc.h" nogil:
         uint64_t stop_ns
     int psc_attach_group(const psc_group_options *options, psc_group_result *ret_result)
     void psc_group_result_destroy(psc_group_result *result)
+    struct psc_cgroup_watch:
+        pass
+    int psc_cgroup_watch_new(int dir, int stop, psc_cgroup_watch **ret_watch)
+    void psc_cgroup_watch_free(psc_cgroup_watch *watch)
+    int psc_cgroup_watch_next(psc_cgroup_watch *watch, bint wait, const int **ret_pids, size_t *ret_n)
     struct psc_trigger:
         pass
     int psc_trigger_arm(const psc_attach_options *options, psc_trigger **ret_trigger, psc_attach_result *ret_result)

@@ -37,6 +37,7 @@ from pyseccomp.attach import (
 )
 from pyseccomp.guardian import Guardian, Message
 from pyseccomp.errors import AttachTimeoutError, FilterFdError, KernelError, ShortageError, UnsupportedError
+from pyseccomp.follow import Stray
 from pyseccomp.notify import Receiver, new_inbox
 from pyseccomp.offload import offload
 from pyseccomp.owned import LETTING_GO, Owned
@@ -71,6 +72,8 @@ class FilterState:
     attachments: tuple[AttachmentState, ...]
     digest: bytes
     """SHA-256 of the program."""
+    strays: tuple[Stray, ...] = ()
+    """Processes in cgroups that this filter was attached to, which do not carry it; see :class:`GroupState`."""
 
 
 class Filter(Owned, Receiver):
@@ -150,6 +153,7 @@ class Filter(Owned, Receiver):
         self._program = program
         self._flags = flags
         self._attachments: list[Attachment] = []
+        self._groups: list[group.GroupAttachment] = []
         self._inbox = face.inbox
         self._lock = threading.RLock()
         self._page = face.page
@@ -305,6 +309,8 @@ class Filter(Owned, Receiver):
             keep = self._keep  # one that was interrupted goes on as it began
             attachments = list(self._attachments)
             guardian, server = self._guardian, self._gate
+        for bound in list(self._groups):  # what enters from now on is not filtered
+            bound._stop_following()
         if keep and _core.may(*LETTING_GO):
             for attachment in attachments:  # what is received from now on is the guardian's to answer
                 for listener in attachment.listeners:
@@ -428,6 +434,7 @@ class Filter(Owned, Receiver):
         self,
         *,
         cgroup: str | os.PathLike[str],
+        follow: bool = False,
         active: bool = True,
         on_error: Literal["abort", "skip"] = "abort",
         no_new_privs: bool | Literal["auto"] = "auto",
@@ -445,6 +452,7 @@ class Filter(Owned, Receiver):
         mode: park.Mode = "auto",
         tree: bool = False,
         cgroup: str | os.PathLike[str] | None = None,
+        follow: bool = False,
         on_error: Literal["abort", "skip"] = "abort",
         threads: Literal["all", "one"] = "all",
         no_new_privs: bool | Literal["auto"] = "auto",
@@ -465,6 +473,7 @@ class Filter(Owned, Receiver):
         mode: park.Mode = "auto",
         tree: bool = False,
         cgroup: str | os.PathLike[str] | None = None,
+        follow: bool = False,
         on_error: Literal["abort", "skip"] = "abort",
         threads: Literal["all", "one"] = "all",
         no_new_privs: bool | Literal["auto"] = "auto",
@@ -514,7 +523,8 @@ class Filter(Owned, Receiver):
 
         tree=True: the process and all its descendants; cgroup: all processes of a cgroup and of those below it, by its directory
         (v1 or v2). All are stopped before the first is changed; if one refuses, none is. See :class:`GroupAttachment`, which this
-        then returns. on_error="skip" leaves those who refuse as they are, and filters the others.
+        then returns. on_error="skip" leaves those who refuse as they are, and filters the others. follow=True, with cgroup: what enters it
+        later is filtered too.
 
         threads: "one"
         filters the main thread only. no_new_privs: "auto" sets it in the target if the kernel asks for it, and
@@ -552,11 +562,14 @@ class Filter(Owned, Receiver):
             if not active:
                 raise ValueError("attach: activate_on= says when it becomes active; leave active=False out")
             event, active, activate_on = activate_on, False, None
+        if follow and cgroup is None:
+            raise ValueError("attach: follow=True is for cgroup=: what the members of a tree fork inherits the filter")
         check_options(mode, tree, cgroup, on_error, threads, no_new_privs, activate_on, deadline, on_deadline, timeout)
         if tree or cgroup is not None:
             group.check(mode, threads, event or activate_on, deadline, on_deadline)
             answer = self._death_answer(on_supervisor_death)
-            return self._attach_group(group.bind(self, target, pidfd, cgroup, on_error, no_new_privs, timeout, answer), active)
+            bound = group.bind(self, target, pidfd, cgroup, on_error, no_new_privs, timeout, answer, follow)
+            return self._attach_group(bound, active)
         attachment = self._attach(
             target, pidfd, active, mode, threads, no_new_privs, activate_on, deadline, on_deadline, timeout, on_supervisor_death
         )
@@ -564,6 +577,18 @@ class Filter(Owned, Receiver):
             attachment._watch = watch = Watch(attachment, event)
             watch.start()
         return attachment
+
+    def attach_tree(self, target: Target, *, on_error: Literal["abort", "skip"] = "abort", **options: Any) -> group.GroupAttachment:
+        """Attach to a process and all its descendants: ``attach(target, tree=True)``."""
+        found: group.GroupAttachment = self.attach(target, tree=True, on_error=on_error, **options)
+        return found
+
+    def attach_cgroup(
+        self, path: str | os.PathLike[str], follow: bool = False, on_error: Literal["abort", "skip"] = "abort", **options: Any
+    ) -> group.GroupAttachment:
+        """Attach to all processes of a cgroup, and with follow to those that enter it later: ``attach(cgroup=path)``."""
+        found: group.GroupAttachment = self.attach(cgroup=path, follow=follow, on_error=on_error, **options)
+        return found
 
     def _attach(
         self,
@@ -647,6 +672,13 @@ class Filter(Owned, Receiver):
         with self._lock:
             if bound in self._attachments:
                 self._attachments.remove(bound)
+            if bound.cgroup is not None:
+                self._groups.append(bound)
+
+    def _forget_group(self, bound: group.GroupAttachment) -> None:
+        with self._lock:
+            if bound in self._groups:
+                self._groups.remove(bound)
 
     def _attach_parked(
         self,
@@ -984,7 +1016,10 @@ class Filter(Owned, Receiver):
         if not shown:
             word = self._page.summary()
             shown = {gate.shown(word) if word else "detached"}
-        return FilterState(state=min(shown, key=order.index), attachments=states, digest=self._program.digest)
+        with self._lock:
+            groups = list(self._groups)
+        strays = tuple(stray for bound in groups for stray in bound._strays())
+        return FilterState(state=min(shown, key=order.index), attachments=states, digest=self._program.digest, strays=strays)
 
 
 _left_open: list[Attachment] = []

@@ -517,6 +517,11 @@ def still_alive(attachments: Sequence[Attachment]) -> dict[int, int]:
     return found
 
 
+def answers_calls(attachments: Sequence[Attachment]) -> bool:
+    """True if tasks live under a listener of these."""
+    return _LISTENER in still_alive(attachments).values()
+
+
 def wait_for_end(attachments: Sequence[Attachment]) -> None:
     """Return when no task is left under these."""
     while living := still_alive(attachments):
