@@ -14,6 +14,7 @@ import functools
 import gc
 import importlib.util
 import os
+import random
 import select
 import signal
 import socket
@@ -191,8 +192,8 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-def one_round(name: str, at: int, module: Any) -> tuple[int, str]:
-    """Run an operation with SIGINT at a place (0: nowhere). How many places there were, and what was wrong after it."""
+def one_round(name: str, begin: Callable[[], object], end: Callable[[], int]) -> tuple[int, str]:
+    """Run an operation between two calls. What the second returned, and what was wrong after it."""
     operate = OPERATIONS[name]
     target = Target()
     before = state()
@@ -205,12 +206,13 @@ def one_round(name: str, at: int, module: Any) -> tuple[int, str]:
         operate(f, target)
         f.close()
 
+    places = 0
     try:
-        module.arm(at, LOOKS)
+        begin()
         try:
             run()
         finally:
-            places = module.disarm()
+            places = end()
     except KeyboardInterrupt:
         pass
     in_force = status_field(target.pid, "Seccomp") == "2"
@@ -234,11 +236,11 @@ def sweep(name: str) -> list[str]:
     pair()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for _ in range(2):  # caches fill
-        places, wrong = one_round(name, 0, module)
+        places, wrong = one_round(name, lambda: module.arm(0, LOOKS), module.disarm)
     assert not wrong, wrong
     faults = []
     for at in range(1, places + 1, EVERY):
-        _, wrong = one_round(name, at, module)
+        _, wrong = one_round(name, functools.partial(module.arm, at, LOOKS), module.disarm)
         if wrong:
             faults.append(f"at {at} of {places}: {wrong}")
     print(f"{name}: {places} places")
@@ -248,3 +250,35 @@ def sweep(name: str) -> list[str]:
 @pytest.mark.parametrize("name", list(OPERATIONS))
 def test_an_interrupt_at_any_place_loses_nothing(name: str) -> None:
     assert in_child(sweep, name, timeout=300) == []
+
+
+def soak(rounds: int, seed: int) -> list[str]:
+    """Run operations with SIGALRM at a random moment, and count what is wrong after each."""
+    import warnings
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def over() -> int:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return 0
+
+    warnings.simplefilter("ignore", ResourceWarning)
+    pair()
+    rng = random.Random(seed)
+    for name in OPERATIONS:  # caches fill
+        one_round(name, lambda: None, lambda: 0)
+    signal.signal(signal.SIGALRM, interrupt)
+    faults = []
+    for number in range(rounds):
+        name = rng.choice(list(OPERATIONS))
+        moment = rng.uniform(0.00005, 0.006)
+        _, wrong = one_round(name, functools.partial(signal.setitimer, signal.ITIMER_REAL, moment), over)
+        if wrong:
+            faults.append(f"round {number}, {name}, after {moment:.6f} s: {wrong}")
+    return faults
+
+
+def test_interrupts_at_random_moments_lose_nothing() -> None:
+    seed = random.randrange(1 << 32)
+    assert in_child(soak, ROUNDS, seed, timeout=60 + ROUNDS / 10) == [], f"seed {seed}"
