@@ -33,7 +33,10 @@ def profile(*flags: str, action: str = "SCMP_ACT_NOTIFY", **more: Any) -> dict[s
 
 @contextlib.contextmanager
 def loads_of() -> Iterator[Callable[[int], list[int]]]:
-    """Record each seccomp() call in an instance of tracefs of our own; gives the flags of the filters that a task loads."""
+    """Record each seccomp() call in an instance of tracefs of our own; gives the flags of the filters that a process loads.
+
+    A load can be made by a thread that was injected for it, so the births of threads are recorded too.
+    """
     where = Path(tempfile.mkdtemp(prefix="psc-flags-"))
     mounted = subprocess.run(["mount", "-t", "tracefs", "none", str(where)], capture_output=True, check=False)
     if mounted.returncode:
@@ -42,18 +45,23 @@ def loads_of() -> Iterator[Callable[[int], list[int]]]:
     instance = where / "instances" / where.name
     try:
         instance.mkdir()
-        event = instance / "events/syscalls/sys_enter_seccomp"
+        event, birth = instance / "events/syscalls/sys_enter_seccomp", instance / "events/sched/sched_process_fork"
         if not event.exists():
             pytest.skip("kernel lacks CONFIG_FTRACE_SYSCALLS")
         (event / "filter").write_text("op == 1 && uargs != 0")
         (event / "enable").write_text("1")
+        (birth / "filter").write_text('parent_comm == "idle"')
+        (birth / "enable").write_text("1")
 
         def read(pid: int) -> list[int]:
-            found = re.findall(r"-(\d+) +\[.*sys_seccomp\(op: (?:0x)?1, flags: (?:0x)?([0-9a-f]+)", (instance / "trace").read_text())
-            return [int(flags, 16) for task, flags in found if int(task) == pid]
+            text = (instance / "trace").read_text()
+            tids = {pid, *(int(child) for parent, child in re.findall(r"pid=(\d+) child_comm=.* child_pid=(\d+)", text) if int(parent) == pid)}
+            found = re.findall(r"-(\d+) +\[.*sys_seccomp\(op: (?:0x)?1, flags: (?:0x)?([0-9a-f]+)", text)
+            return [int(flags, 16) for task, flags in found if int(task) in tids]
 
         yield read
         (event / "enable").write_text("0")
+        (birth / "enable").write_text("0")
     finally:
         if instance.exists():
             instance.rmdir()
