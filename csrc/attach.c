@@ -276,7 +276,7 @@ static int prepare(struct psc_job *job)
 	/* Not found or not to be read now, in the middle of an exec perhaps: the
 	 * injector looks again when everybody stands still. */
 	if (psc_cave_find(live_thread(job), job->visit.mem, psc_job_room_wanted(job),
-			  job->before.elf_class == ELFCLASS32 ? UINT32_MAX : UINT64_MAX, &job->cave) < 0 &&
+			  job->before.elf_class == ELFCLASS32 ? UINT32_MAX : UINT64_MAX, false, &job->cave) < 0 &&
 	    job->cave.size < PSC_SITE_SIZE)
 		job->cave = (struct psc_cave){ 0 };
 	job->verdicts[false] = psc_verdicts_judge(options->insns, options->len, &psc_abi_i386, job->cave.address);

@@ -50,8 +50,22 @@ static bool parse_mapping(const char *line, uint64_t *ret_start, uint64_t *ret_e
 	return *ret_vdso || strchr(pos, '/');
 }
 
+/* Bit 63 of an entry of /proc/PID/pagemap: the page is in memory. To read one that is not makes the
+ * kernel ask the file system for it, and a FUSE server of the target's own need never answer. */
+#define PAGEMAP_PRESENT (1ULL << 63)
+
+static bool is_present(int pagemap, uint64_t address)
+{
+	uint64_t entry = 0;
+
+	return pagemap >= 0 &&
+	       psc_sys(SYS_pread64, pagemap, &entry, sizeof(entry), address / PAGE * sizeof(entry)) == sizeof(entry) &&
+	       (entry & PAGEMAP_PRESENT);
+}
+
 struct search {
 	int mem;
+	int pagemap; /* or negative: mappings of files are not looked into */
 	size_t wanted;
 	uint64_t limit;
 	struct psc_cave best;
@@ -67,7 +81,7 @@ static void consider(struct search *search, const char *line)
 
 	if (!parse_mapping(line, &start, &end, &vdso) || end > search->limit)
 		return;
-	if (!vdso && search->best.size >= search->wanted)
+	if (!vdso && (search->best.size >= search->wanted || !is_present(search->pagemap, end - 1)))
 		return;
 	zeros = zero_tail(search->mem, start, end);
 	if (zeros < MARGIN + 16)
@@ -181,11 +195,17 @@ static bool find_vdso(pid_t tid, uint64_t limit, struct search *search)
 	return true;
 }
 
-int psc_cave_find(pid_t tid, int mem, size_t size, uint64_t limit, struct psc_cave *ret_cave)
+int psc_cave_find(pid_t tid, int mem, size_t size, uint64_t limit, bool stopped, struct psc_cave *ret_cave)
 {
-	struct search search = { .mem = mem, .wanted = size, .limit = limit };
-	int r = find_vdso(tid, limit, &search) ? 0 : read_maps(tid, consider, &search);
+	struct search search = { .mem = mem, .pagemap = -1, .wanted = size, .limit = limit };
+	int r = 0;
 
+	if (!find_vdso(tid, limit, &search)) {
+		search.pagemap = stopped ? (int)open_proc(tid, "pagemap") : -1;
+		r = read_maps(tid, consider, &search);
+		if (search.pagemap >= 0)
+			psc_sys(SYS_close, search.pagemap);
+	}
 	if (r < 0)
 		return r;
 	*ret_cave = search.best;
@@ -203,7 +223,7 @@ static void look_for(struct search *search, const char *line)
 
 int psc_cave_check(pid_t tid, int mem, const struct psc_cave *cave)
 {
-	struct search search = { .mem = mem, .best = *cave };
+	struct search search = { .mem = mem, .pagemap = -1, .best = *cave };
 
 	if (zero_tail(mem, cave->address, cave->address + cave->size) != cave->size)
 		return -ENOSPC;

@@ -27,7 +27,7 @@ int psc_job_look(struct psc_job *job, pid_t tid, struct psc_task_state *ret_task
 	job->visit.mem = (int)psc_sys(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC);
 	if (job->visit.mem < 0)
 		return psc_job_refuse(job, PSC_REFUSED_PERMISSION, job->visit.mem);
-	if (psc_cave_find(tid, job->visit.mem, psc_job_room_wanted(job), limit, &job->cave) < 0 &&
+	if (psc_cave_find(tid, job->visit.mem, psc_job_room_wanted(job), limit, true, &job->cave) < 0 &&
 	    job->cave.size < PSC_SITE_SIZE)
 		job->cave = (struct psc_cave){ 0 };
 	job->visit.execed = job->cave.size == 0;

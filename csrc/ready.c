@@ -213,7 +213,7 @@ static int find_room(struct psc_commit *commit)
 	if (r < 0)
 		return psc_job_refuse(job, PSC_REFUSED_PERMISSION, r);
 	job->visit.execed = false;
-	r = psc_cave_find(tid, job->visit.mem, psc_job_room_wanted(job), limit, &job->cave);
+	r = psc_cave_find(tid, job->visit.mem, psc_job_room_wanted(job), limit, true, &job->cave);
 	if (r == -ENOSPC && job->cave.size >= PSC_SITE_SIZE)
 		r = 0;
 	return r < 0 ? psc_job_refuse(job, PSC_REFUSED_NO_ROOM, r) : 0;

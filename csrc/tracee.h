@@ -163,9 +163,12 @@ struct psc_cave {
 };
 
 /* Find a cave of at least size bytes below limit, in the vDSO if that has it. tid
- * is any live thread: an exited leader has no memory to look at.
+ * is any live thread: an exited leader has no memory to look at. Mappings of files are
+ * searched if the threads are stopped, where they can drop no page; and only pages that are
+ * in memory, because the file system that would be asked for another can be one that never answers.
  * -ENOSPC: there is none; *ret_cave is then the largest one (size 0: none). */
-PSC_MUST_CHECK int psc_cave_find(pid_t tid, int mem, size_t size, uint64_t limit, struct psc_cave *ret_cave);
+PSC_MUST_CHECK int psc_cave_find(pid_t tid, int mem, size_t size, uint64_t limit, bool stopped,
+				 struct psc_cave *ret_cave);
 
 /* Is the cave still there, executable and all zero? */
 PSC_MUST_CHECK int psc_cave_check(pid_t tid, int mem, const struct psc_cave *cave);

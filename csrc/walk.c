@@ -27,6 +27,10 @@
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 
+#ifndef ST_NOSYMFOLLOW
+#define ST_NOSYMFOLLOW 0x2000 /* linux/statfs.h, which the C library does not repeat */
+#endif
+
 #define MAX_LINKS 40
 #define MAX_DEPTH (PATH_MAX / 2)
 #define PROC_ROOT_INO 1
@@ -250,12 +254,20 @@ static int read_link(const struct walk *w, const char *name, int fd, char *ret_t
 	return n < 0 ? -errno : (int)n;
 }
 
+/* The mount option nosymfollow, since Linux 5.10. */
+static bool mount_forbids_links(int fd)
+{
+	struct statfs fs;
+
+	return fstatfs(fd, &fs) == 0 && (fs.f_flags & ST_NOSYMFOLLOW);
+}
+
 static int follow(struct walk *w, const struct component *c, int fd, const struct stat *link)
 {
 	char text[PATH_MAX + 1], rest[sizeof(w->rest)];
 	int n;
 
-	if (w->request->resolve & RESOLVE_NO_SYMLINKS || ++w->links > MAX_LINKS)
+	if (w->request->resolve & RESOLVE_NO_SYMLINKS || ++w->links > MAX_LINKS || mount_forbids_links(fd))
 		return ELOOP;
 	if (c->last && !may_follow(w, link))
 		return EACCES;

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import signal
+from pathlib import Path
 
+import fuse
 import pytest
 
 import pyseccomp as ps
@@ -19,7 +24,8 @@ from attaching import (
     visible,
     wait_until,
 )
-from harness import build_victim, status_field, victim
+from harness import build_victim, in_child, status_field, victim
+from listening import libc
 
 ATTACHES = 25
 
@@ -133,3 +139,44 @@ def test_repeated_timeouts_leave_the_target_as_it_was() -> None:
                 f.attach(subject.pid, timeout=0.05)
         assert visible(subject.pid) == view
         assert ask(subject)["child"] == 5
+
+
+def test_a_mapped_file_that_can_never_be_read_does_not_hold_the_manager(tmp_path: Path) -> None:
+    """A target without a vDSO had its files' mappings read for unused room: a FUSE server that never answers hung the manager."""
+    if os.geteuid() != 0:
+        pytest.skip("privilege: to mount a file system")
+
+    def target(ready: int) -> None:
+        fd = os.open(tmp_path / "file", os.O_RDONLY)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+        assert libc.mmap(0x10000, 4096, 5, 0x12, fd, 0) == 0x10000
+        vdso = next(line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[vdso]"))
+        start, end = (int(word, 16) for word in vdso.split()[0].split("-"))
+        libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
+        os.write(ready, b"r")
+        libc.pause()
+
+    def manager() -> str:
+        with fuse.mounted(tmp_path, unread=True) as is_mounted:
+            if not is_mounted:
+                return "no fuse"
+            reader, writer = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    target(writer)
+                finally:
+                    os._exit(1)
+            try:
+                assert os.read(reader, 1) == b"r"
+                with ps.Filter(deny_getppid()) as f:
+                    return f.attach(pid, timeout=3).query().state
+            finally:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+    state = in_child(manager)
+    if state == "no fuse":
+        pytest.skip("kernel lacks fuse, or privilege: to mount it")
+    assert state == "active"

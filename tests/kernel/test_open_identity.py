@@ -166,6 +166,21 @@ def test_a_users_own_fuse_is_opened_for_it_where_the_supervisor_may_not_look(yar
 
 
 @needs_root
+def test_a_mount_without_links_has_none_for_emulated_opens(yard: Path) -> None:
+    """The option nosymfollow guards against links that others planted; the walk followed them."""
+    if libc.mount(b"test", bytes(yard / "mount"), b"tmpfs", 256, None):  # MS_NOSYMFOLLOW
+        pytest.skip("kernel lacks nosymfollow, or privilege: to mount with it")
+    try:
+        (yard / "mount/plain").write_text("plain")
+        (yard / "mount/link").symlink_to("plain")
+        for name, expected in (("link", -errno.ELOOP), ("plain", b"plain")):
+            path = bytes(yard / "mount" / name)
+            assert both(lambda path=path: content(openat(path))) == (expected, expected)
+    finally:
+        libc.umount2(bytes(yard / "mount"), 2)
+
+
+@needs_root
 def test_a_sysctl_of_root_is_not_written_by_others(yard: Path) -> None:
     """/proc/sys asks the euid."""
 
