@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,14 @@ CLOSED = {
     "a with block's end": "with made() as f:\n attached(f); ready(); wait()",
     "the attachment's with block's end": "f = made()\nwith attached(f):\n ready(); wait()",
 }
+
+
+@pytest.fixture(autouse=True)
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Names of these tests alone; short, for a socket's path is."""
+    with tempfile.TemporaryDirectory(prefix="psc") as path:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", path)
+        yield Path(path, "pyseccomp")
 
 
 @contextlib.contextmanager
