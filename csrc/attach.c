@@ -117,7 +117,9 @@ static int injector(void *arg)
 
 int psc_injector_run(int (*work)(void *), void *arg)
 {
-	const int flags = CLONE_VM | CLONE_FILES;
+	const int flags = CLONE_VM | CLONE_FILES | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
+	const struct timespec nap = { 0, 100000 };
+	_Atomic pid_t alive = 0; /* the kernel clears it when the process gives our memory back */
 	char *stack = mmap(NULL, STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
 	int status = 0;
 	pid_t pid;
@@ -125,12 +127,14 @@ int psc_injector_run(int (*work)(void *), void *arg)
 	if (stack == MAP_FAILED)
 		return -ENOMEM;
 	(void)!mprotect(stack, PSC_PAGE, PROT_NONE);
-	pid = clone(work, stack + STACK_SIZE, flags, arg);
+	pid = clone(work, stack + STACK_SIZE, flags, arg, &alive, NULL, &alive);
 	if (pid < 0) {
 		status = -errno;
 	} else {
-		while (waitpid(pid, &status, __WALL) < 0 && errno == EINTR)
-			;
+		/* Another wait of this process may have reaped it. Its stack is in use until then. */
+		while (waitpid(pid, &status, __WALL) < 0 && (errno == EINTR || alive))
+			if (errno != EINTR)
+				nanosleep(&nap, NULL);
 		status = WIFEXITED(status) ? 0 : -EINTR;
 	}
 	munmap(stack, STACK_SIZE);

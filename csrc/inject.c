@@ -176,14 +176,42 @@ void psc_tracee_abort_rseq(struct psc_visit *visit, struct psc_tracee *tracee)
 
 /* ------------------------------------------------------------------- calls */
 
-/* A request on a stopped thread. */
-static long request(long what, pid_t tid, uint64_t address, uint64_t data)
+long psc_tracee_request(long what, pid_t tid, uint64_t address, uint64_t data)
 {
 	long r = -EIO;
 
 	for (int tries = 0; r < 0 && tries < REQUEST_TRIES; tries++)
 		r = psc_sys(SYS_ptrace, what, tid, address, data);
 	return r;
+}
+
+static bool is_in_ptrace_stop(pid_t tid)
+{
+	char text[512], *name_end;
+
+	if (psc_read_proc(tid, "stat", text, sizeof(text)) <= 0)
+		return false;
+	name_end = strrchr(text, ')');
+	return name_end && name_end[1] == ' ' && name_end[2] == 't';
+}
+
+int psc_tracee_go_on(long how, pid_t tid, int signal)
+{
+	long r = psc_tracee_request(how, tid, 0, (uint64_t)signal);
+
+	if (r >= 0)
+		return 0;
+	if (psc_tracee_request(PTRACE_DETACH, tid, 0, (uint64_t)signal) < 0 && !is_in_ptrace_stop(tid))
+		return 0; /* it was killed */
+	return (int)r;
+}
+
+void psc_tracee_detach(pid_t tid, int signal)
+{
+	if (psc_tracee_request(PTRACE_DETACH, tid, 0, (uint64_t)signal) >= 0 || !is_in_ptrace_stop(tid))
+		return;
+	psc_tracee_request(PTRACE_SETOPTIONS, tid, 0, 0);
+	psc_tracee_request(PTRACE_CONT, tid, 0, (uint64_t)signal);
 }
 
 static bool is_fault(int signal)
@@ -206,13 +234,13 @@ static bool caused_by_us(pid_t tid, int signal, const struct psc_site *site)
 int psc_tracee_block_signals(struct psc_tracee *tracee)
 {
 	uint64_t most = ~0ULL;
-	int r = (int)request(PTRACE_GETSIGMASK, tracee->tid, 8, (uint64_t)&tracee->sigmask);
+	int r = (int)psc_tracee_request(PTRACE_GETSIGMASK, tracee->tid, 8, (uint64_t)&tracee->sigmask);
 
 	for (int signal = 1; signal < 32; signal++)
 		if (is_fault(signal))
 			most &= ~(1ULL << (signal - 1));
 	if (r == 0)
-		r = (int)request(PTRACE_SETSIGMASK, tracee->tid, 8, (uint64_t)&most);
+		r = (int)psc_tracee_request(PTRACE_SETSIGMASK, tracee->tid, 8, (uint64_t)&most);
 	tracee->masked = r == 0;
 	return r;
 }
@@ -222,7 +250,7 @@ static int block_all_signals(struct psc_tracee *tracee)
 {
 	const uint64_t all = ~0ULL;
 
-	return (int)request(PTRACE_SETSIGMASK, tracee->tid, 8, (uint64_t)&all);
+	return (int)psc_tracee_request(PTRACE_SETSIGMASK, tracee->tid, 8, (uint64_t)&all);
 }
 
 int psc_tracee_get_regs(const struct psc_tracee *tracee, struct psc_regs *ret_regs)
@@ -289,9 +317,9 @@ static int start(const struct psc_tracee *tracee, enum psc_stop wanted, int sign
 	int r = 0;
 
 	if (wanted == PSC_STOP_TRAP)
-		r = (int)request(PTRACE_INTERRUPT, tracee->tid, 0, 0);
+		r = (int)psc_tracee_request(PTRACE_INTERRUPT, tracee->tid, 0, 0);
 	if (r == 0)
-		r = (int)request(until_call ? PTRACE_SYSCALL : PTRACE_CONT, tracee->tid, 0, (uint64_t)signal);
+		r = (int)psc_tracee_request(until_call ? PTRACE_SYSCALL : PTRACE_CONT, tracee->tid, 0, (uint64_t)signal);
 	return r;
 }
 
@@ -345,7 +373,7 @@ static int continue_notified(struct psc_visit *visit, struct psc_tracee *tracee,
 	struct seccomp_notif notif;
 	struct seccomp_notif_resp resp = { .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE };
 	struct pollfd readable = { .fd = listener, .events = POLLIN };
-	int r = (int)request(PTRACE_SYSCALL, tracee->tid, 0, 0);
+	int r = (int)psc_tracee_request(PTRACE_SYSCALL, tracee->tid, 0, 0);
 	int status;
 
 	if (r < 0)
@@ -421,7 +449,7 @@ int psc_tracee_restore(struct psc_visit *visit, struct psc_tracee *tracee)
 	if (tracee->state != PSC_TRACEE_STOPPED)
 		return 0;
 	if (tracee->masked) {
-		masked = (int)request(PTRACE_SETSIGMASK, tracee->tid, 8, (uint64_t)&tracee->sigmask);
+		masked = (int)psc_tracee_request(PTRACE_SETSIGMASK, tracee->tid, 8, (uint64_t)&tracee->sigmask);
 		tracee->masked = masked < 0;
 	}
 	if (tracee->injected)

@@ -141,8 +141,8 @@ static int suspend_filters(struct psc_commit *commit)
 	struct psc_job *job = commit->job;
 	int filters = 0, r;
 
-	commit->suspended = psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, commit->tracee->tid, 0,
-				    job->visit.options | PSC_COMMIT_OPTIONS | PTRACE_O_SUSPEND_SECCOMP) == 0;
+	commit->suspended = psc_tracee_request(PTRACE_SETOPTIONS, commit->tracee->tid, 0,
+					       job->visit.options | PSC_COMMIT_OPTIONS | PTRACE_O_SUSPEND_SECCOMP) == 0;
 	if (commit->suspended && job->before.threads[0].seccomp == SECCOMP_MODE_DISABLED && commit->tracee->filters == 0) {
 		commit->filters = 0;
 		return 0;

@@ -101,46 +101,49 @@ static bool is_group_stop(int status)
 	return status >> 16 == PTRACE_EVENT_STOP && WSTOPSIG(status) != SIGTRAP;
 }
 
+static enum psc_restart go_on(pid_t tid, long how, int signal, enum psc_restart as)
+{
+	return psc_tracee_go_on(how, tid, signal) < 0 ? PSC_RESTART_LOST : as;
+}
+
 static enum psc_restart step_at_syscall(pid_t tid, const struct psc_regs *regs, unsigned long options)
 {
 	struct ptrace_syscall_info info = { .op = PTRACE_SYSCALL_INFO_NONE };
 
-	psc_sys(SYS_ptrace, PTRACE_GET_SYSCALL_INFO, tid, sizeof(info), &info);
+	psc_tracee_request(PTRACE_GET_SYSCALL_INFO, tid, sizeof(info), (uint64_t)&info);
 	if (info.op == PTRACE_SYSCALL_INFO_EXIT) {
-		psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, tid, 0, options);
-		if (!psc_restart_is_pending(regs))
-			return PSC_RESTART_NONE;
-		psc_sys(SYS_ptrace, PTRACE_SYSCALL, tid, 0, 0);
-		return PSC_RESTART_UNDER_WAY;
+		/* Its filters must not stay suspended: a detach ends that, too. */
+		if (psc_tracee_request(PTRACE_SETOPTIONS, tid, 0, options) < 0) {
+			psc_tracee_detach(tid, 0);
+			return PSC_RESTART_LOST;
+		}
+		return psc_restart_is_pending(regs) ? go_on(tid, PTRACE_SYSCALL, 0, PSC_RESTART_UNDER_WAY) : PSC_RESTART_NONE;
 	}
 	if (info.op != PTRACE_SYSCALL_INFO_ENTRY || psc_regs_syscall(regs) != psc_regs_restart_nr(regs) ||
-	    psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, tid, 0, options | PTRACE_O_SUSPEND_SECCOMP) < 0)
+	    psc_tracee_request(PTRACE_SETOPTIONS, tid, 0, options | PTRACE_O_SUSPEND_SECCOMP) < 0)
 		return PSC_RESTART_NONE;
-	psc_sys(SYS_ptrace, PTRACE_SYSCALL, tid, 0, 0);
-	return PSC_RESTART_ENTERED;
+	return go_on(tid, PTRACE_SYSCALL, 0, PSC_RESTART_ENTERED);
 }
 
 enum psc_restart psc_restart_step(pid_t tid, int status, unsigned long options)
 {
+	const struct psc_tracee tracee = { .tid = tid };
 	int signal = psc_stop_signal(status);
 	struct psc_regs regs;
 
-	if (is_group_stop(status) || psc_regs_get(tid, &regs) < 0)
+	if (is_group_stop(status) || psc_tracee_get_regs(&tracee, &regs) < 0)
 		return PSC_RESTART_NONE;
 	if (status >> 16 == 0 && WSTOPSIG(status) == SYSCALL_STOP)
 		return step_at_syscall(tid, &regs, options);
 	if (!psc_restart_is_pending(&regs) || !is_forbidden(tid, &regs))
 		return PSC_RESTART_NONE;
-	psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, tid, 0, options);
-	if (signal) {
-		/* If it is ignored, the thread restarts the call; if a handler runs, the call ends with
-		 * EINTR. The interrupt stops the thread again before it is in user mode. */
-		psc_sys(SYS_ptrace, PTRACE_INTERRUPT, tid, 0, 0);
-		psc_sys(SYS_ptrace, PTRACE_CONT, tid, 0, signal);
-	} else {
-		psc_sys(SYS_ptrace, PTRACE_SYSCALL, tid, 0, 0);
-	}
-	return PSC_RESTART_UNDER_WAY;
+	psc_tracee_request(PTRACE_SETOPTIONS, tid, 0, options);
+	if (!signal)
+		return go_on(tid, PTRACE_SYSCALL, 0, PSC_RESTART_UNDER_WAY);
+	/* If it is ignored, the thread restarts the call; if a handler runs, the call ends with
+	 * EINTR. The interrupt stops the thread again before it is in user mode. */
+	psc_tracee_request(PTRACE_INTERRUPT, tid, 0, 0);
+	return go_on(tid, PTRACE_CONT, signal, PSC_RESTART_UNDER_WAY);
 }
 
 /* After its entry-stop the thread sleeps interruptibly only inside the call: behind the
@@ -188,9 +191,11 @@ void psc_restart_let_go_from(struct psc_tracee *tracee, int status)
 		int r;
 
 		if (did == PSC_RESTART_NONE) {
-			psc_sys(SYS_ptrace, PTRACE_DETACH, tracee->tid, 0, psc_stop_signal(status));
+			psc_tracee_detach(tracee->tid, psc_stop_signal(status));
 			return;
 		}
+		if (did == PSC_RESTART_LOST)
+			return;
 		r = wait_for(tracee->tid, did == PSC_RESTART_ENTERED, deadline, &status);
 		if (r == 0 && !WIFSTOPPED(status)) {
 			tracee->state = PSC_TRACEE_DEAD;

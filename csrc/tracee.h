@@ -95,8 +95,9 @@ PSC_MUST_CHECK int psc_visit_stop(struct psc_visit *visit);
 PSC_MUST_CHECK int psc_visit_begin_stop(struct psc_visit *visit);
 
 /* Let the threads run again, seized still; a thread in a group-stop stays in it. A call that
- * resumes by restart_syscall is passed as by psc_restart_step(), so syscall-stops may follow. */
-void psc_visit_resume(struct psc_visit *visit);
+ * resumes by restart_syscall is passed as by psc_restart_step(), so syscall-stops may follow.
+ * -errno: one of them could not be resumed, see psc_tracee_go_on(); release them. */
+PSC_MUST_CHECK int psc_visit_resume(struct psc_visit *visit);
 
 /* Interrupt those that run, for psc_visit_stop(). */
 void psc_visit_interrupt(struct psc_visit *visit);
@@ -138,6 +139,7 @@ enum psc_restart {
 	PSC_RESTART_NONE,	/* nothing done: resume or detach the thread, with psc_stop_signal() */
 	PSC_RESTART_UNDER_WAY,	/* resumed; it stops again before it executes anything of its own */
 	PSC_RESTART_ENTERED,	/* resumed into restart_syscall, filters suspended until the syscall-exit-stop */
+	PSC_RESTART_LOST,	/* it could not be resumed, and is detached: see psc_tracee_go_on() */
 };
 
 /* At a stop of a thread, status as of wait(2): if it is about to call restart_syscall and its
@@ -204,6 +206,17 @@ struct psc_script {
 /* Write the code into the cave. -ENOSPC: it does not fit. */
 PSC_MUST_CHECK int psc_site_build(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_cave *cave,
 				  const struct psc_script *script, struct psc_site *ret_site);
+
+/* A ptrace request on a stopped thread, repeated some times if it fails. >= 0 or -errno. */
+long psc_tracee_request(long what, pid_t tid, uint64_t address, uint64_t data);
+
+/* Resume a stopped thread by PTRACE_CONT, PTRACE_SYSCALL or PTRACE_LISTEN. A thread that cannot be
+ * resumed is detached: whatever fails, it must not stay stopped. 0: it runs, or it was killed.
+ * -errno: it is not traced any more; if even the detach failed, only the exit of its tracer lets it go. */
+PSC_MUST_CHECK int psc_tracee_go_on(long how, pid_t tid, int signal);
+
+/* Detach a stopped thread. If that fails it runs on, and the exit of its tracer does not kill it. */
+void psc_tracee_detach(pid_t tid, int signal);
 
 /* Block its signals until psc_tracee_restore(). Comes before all that follows. */
 PSC_MUST_CHECK int psc_tracee_block_signals(struct psc_tracee *tracee);

@@ -71,7 +71,7 @@ static int wait_for_stop(const struct trap *trap, uint64_t deadline, int *ret_st
 	const struct timespec nap = { 0, 20000 };
 	long r;
 
-	while ((r = psc_sys(SYS_wait4, trap->tid, ret_status, __WALL | WNOHANG, 0)) == 0) {
+	while ((r = psc_sys(SYS_wait4, trap->tid, ret_status, __WALL | WNOHANG, 0)) == 0 || r == -EINTR) {
 		if (psc_now_ns() > deadline)
 			return -ETIMEDOUT;
 		psc_sys(SYS_nanosleep, &nap, 0);
@@ -93,9 +93,9 @@ static int give(const struct trap *trap)
 	info.si_arch = trap->n->data.arch;
 	r = psc_regs_set(trap->tid, &regs);
 	if (r == 0)
-		r = psc_sys(SYS_ptrace, PTRACE_SETSIGINFO, trap->tid, 0, &info);
+		r = psc_tracee_request(PTRACE_SETSIGINFO, trap->tid, 0, (uint64_t)&info);
 	if (r == 0)
-		r = psc_sys(SYS_ptrace, PTRACE_DETACH, trap->tid, 0, SIGSYS);
+		r = psc_tracee_request(PTRACE_DETACH, trap->tid, 0, SIGSYS);
 	return (int)r;
 }
 
@@ -115,7 +115,9 @@ static int deliver(const struct trap *trap)
 		signal = status >> 16 ? 0 : WSTOPSIG(status);
 		if (signal == SIGSYS)
 			return give(trap);
-		psc_sys(SYS_ptrace, PTRACE_CONT, trap->tid, 0, signal);
+		r = psc_tracee_go_on(PTRACE_CONT, trap->tid, signal);
+		if (r < 0)
+			return r;
 	}
 }
 

@@ -38,15 +38,19 @@
 #define USUAL (PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC)
 #define FORKS (PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK)
 #define FIRED 1
+#define WAIT_TRIES 3
 
-void psc_trigger_resume(pid_t tid, int status, unsigned long options)
+int psc_trigger_resume(pid_t tid, int status, unsigned long options)
 {
 	bool group_stop = PSC_EVENT(status) == PTRACE_EVENT_STOP && WSTOPSIG(status) != SIGTRAP;
+	enum psc_restart did;
 
 	if (group_stop)
-		psc_sys(SYS_ptrace, PTRACE_LISTEN, tid, 0, 0);
-	else if (psc_restart_step(tid, status, options) == PSC_RESTART_NONE)
-		psc_sys(SYS_ptrace, PTRACE_CONT, tid, 0, psc_stop_signal(status));
+		return psc_tracee_go_on(PTRACE_LISTEN, tid, 0);
+	did = psc_restart_step(tid, status, options);
+	if (did == PSC_RESTART_LOST)
+		return -EIO;
+	return did == PSC_RESTART_NONE ? psc_tracee_go_on(PTRACE_CONT, tid, psc_stop_signal(status)) : 0;
 }
 
 static void on_child(int sig)
@@ -78,6 +82,7 @@ static void keep_only_own_fds(struct psc_trigger *trigger)
 int psc_trigger_next_stop(struct psc_trigger *trigger, pid_t tid, pid_t *ret_tid, int *ret_status)
 {
 	const uint64_t mask = ~(1ULL << (SIGCHLD - 1));
+	int failures = 0;
 
 	for (;;) {
 		struct pollfd fds[2] = { { .fd = trigger->wake, .events = POLLIN },
@@ -88,8 +93,13 @@ int psc_trigger_next_stop(struct psc_trigger *trigger, pid_t tid, pid_t *ret_tid
 			*ret_tid = (pid_t)r;
 			return 0;
 		}
-		if (r < 0 && r != -EINTR)
+		if (r == -EINTR)
+			continue; /* the SIGCHLD of a stop may have been taken already: look before the sleep */
+		if (r < 0 && ++failures < WAIT_TRIES)
+			continue;
+		if (r < 0)
 			return r == -ECHILD ? -ESRCH : (int)r;
+		failures = 0;
 		psc_sys(SYS_ppoll, fds, 2, 0, &mask, sizeof(mask));
 		if (fds[0].revents)
 			return -ECANCELED;
@@ -112,12 +122,33 @@ static int open_tasks(struct psc_job *job)
 	return psc_job_refuse(job, PSC_REFUSED_GONE, visit->tasks == -ENOENT ? -ESRCH : visit->tasks);
 }
 
-static void set_options(struct psc_visit *visit, unsigned long options)
+static int set_options(struct psc_visit *visit, unsigned long options)
 {
+	long r = 0;
+
 	visit->options = options;
-	for (size_t i = 0; i < visit->n; i++)
-		if (visit->tracees[i].state == PSC_TRACEE_STOPPED)
-			psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, visit->tracees[i].tid, 0, USUAL | options);
+	for (size_t i = 0; i < visit->n; i++) {
+		if (visit->tracees[i].state != PSC_TRACEE_STOPPED)
+			continue;
+		r = psc_tracee_request(PTRACE_SETOPTIONS, visit->tracees[i].tid, 0, USUAL | options);
+		if (r < 0 && r != -ESRCH) /* not killed meanwhile */
+			return (int)r;
+	}
+	return 0;
+}
+
+/* Nothing may be traced any more when the watcher ends: what still is would be killed. */
+static void let_go(struct psc_visit *visit, uint64_t deadline)
+{
+	int failures = 0;
+
+	visit->deadline = deadline;
+	psc_visit_interrupt(visit);
+	while (psc_visit_stop(visit) < 0 && ++failures < WAIT_TRIES)
+		psc_visit_stop_timer(visit);
+	psc_visit_stop_timer(visit);
+	(void)!set_options(visit, 0); /* a detach ends them, too */
+	psc_visit_release(visit);
 }
 
 /* Refuse now what could only end in a kill when the event comes. */
@@ -156,8 +187,14 @@ static int seize_target(struct psc_trigger *trigger)
 		psc_visit_release(visit);
 		return r;
 	}
-	set_options(visit, PTRACE_O_EXITKILL | wanted[trigger->event]);
-	psc_visit_resume(visit);
+	r = set_options(visit, PTRACE_O_EXITKILL | wanted[trigger->event]);
+	if (r < 0)
+		psc_visit_release(visit);
+	else if ((r = psc_visit_resume(visit)) < 0)
+		let_go(visit, visit->deadline);
+	if (r < 0) {
+		return psc_job_refuse(&trigger->job, PSC_REFUSED_INJECTOR, r);
+	}
 	return 0;
 }
 
@@ -178,6 +215,18 @@ bool psc_trigger_is_thread(pid_t pid, pid_t tid)
 	return psc_sys(SYS_faccessat, AT_FDCWD, path, F_OK) == 0;
 }
 
+/* The first stop of a task that is traced from birth. It comes: a wait that fails is repeated. */
+static int wait_for_birth(pid_t pid, int *ret_status)
+{
+	int failures = 0;
+	long r;
+
+	while ((r = psc_sys(SYS_wait4, pid, ret_status, __WALL, 0)) < 0)
+		if (r != -EINTR && ++failures == WAIT_TRIES)
+			return (int)r;
+	return WIFSTOPPED(*ret_status) ? 0 : -ESRCH;
+}
+
 /* The child is born and stands before its first instruction. */
 static int take_child(struct psc_trigger *trigger, pid_t pid)
 {
@@ -186,19 +235,24 @@ static int take_child(struct psc_trigger *trigger, pid_t pid)
 
 	visit->deadline = UINT64_MAX;
 	visit->tgid = trigger->result.pid = pid;
-	while ((r = (int)psc_sys(SYS_wait4, pid, &status, __WALL, 0)) == -EINTR)
-		;
-	if (r < 0 || !WIFSTOPPED(status))
+	r = wait_for_birth(pid, &status);
+	if (r < 0) {
+		if (r != -ESRCH)
+			psc_sys(SYS_kill, pid, SIGKILL);
+		visit->tgid = 0; /* its number may be another's from now on */
 		return psc_job_refuse(&trigger->job, PSC_REFUSED_GONE, -ESRCH);
+	}
 	visit->options = PTRACE_O_EXITKILL;
-	psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, pid, 0, USUAL | PTRACE_O_EXITKILL);
+	r = (int)psc_tracee_request(PTRACE_SETOPTIONS, pid, 0, USUAL | PTRACE_O_EXITKILL);
 	trigger->options.pidfd = (int)psc_sys(SYS_pidfd_open, pid, 0);
-	r = trigger->options.pidfd < 0 ? trigger->options.pidfd : open_tasks(&trigger->job);
+	if (r == 0)
+		r = trigger->options.pidfd < 0 ? trigger->options.pidfd : open_tasks(&trigger->job);
 	if (r == 0)
 		r = psc_visit_add(visit, pid);
+	if (r == 0)
+		r = psc_trigger_resume(pid, status, USUAL | visit->options);
 	if (r < 0)
 		return psc_job_refuse(&trigger->job, r == -ESRCH ? PSC_REFUSED_GONE : PSC_REFUSED_INJECTOR, r);
-	psc_trigger_resume(pid, status, USUAL | visit->options);
 	return 0;
 }
 
@@ -218,18 +272,26 @@ static int follow_spawner(struct psc_trigger *trigger)
 			return psc_job_refuse(&trigger->job, PSC_REFUSED_GONE, -ESRCH);
 		event = PSC_EVENT(status);
 		if (event != PTRACE_EVENT_FORK && event != PTRACE_EVENT_VFORK && event != PTRACE_EVENT_CLONE) {
-			psc_trigger_resume(spawner, status, USUAL | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK);
+			r = psc_trigger_resume(spawner, status, USUAL | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK);
+			if (r < 0)
+				return psc_job_refuse(&trigger->job, PSC_REFUSED_INJECTOR, r);
 			continue;
 		}
-		psc_sys(SYS_ptrace, PTRACE_GETEVENTMSG, spawner, 0, &born);
+		r = (int)psc_tracee_request(PTRACE_GETEVENTMSG, spawner, 0, (uint64_t)&born);
+		if (r < 0) {
+			psc_tracee_detach(spawner, 0);
+			return psc_job_refuse(&trigger->job, PSC_REFUSED_INJECTOR, r);
+		}
 		if (event == PTRACE_EVENT_CLONE && psc_trigger_is_thread(trigger->job.manager, (pid_t)born)) {
-			if (psc_sys(SYS_wait4, born, &status, __WALL, 0) > 0 && WIFSTOPPED(status))
-				psc_sys(SYS_ptrace, PTRACE_DETACH, born, 0, 0);
-			psc_sys(SYS_ptrace, PTRACE_CONT, spawner, 0, 0);
+			if (wait_for_birth((pid_t)born, &status) == 0)
+				psc_tracee_detach((pid_t)born, 0);
+			r = psc_tracee_go_on(PTRACE_CONT, spawner, 0);
+			if (r < 0)
+				return psc_job_refuse(&trigger->job, PSC_REFUSED_INJECTOR, r);
 			continue;
 		}
 		r = take_child(trigger, (pid_t)born);
-		psc_sys(SYS_ptrace, PTRACE_DETACH, spawner, 0, 0);
+		psc_tracee_detach(spawner, 0);
 		return r;
 	}
 }
@@ -241,13 +303,14 @@ static int follow_spawner(struct psc_trigger *trigger)
 static int welcome(struct psc_trigger *trigger, pid_t tid, int status)
 {
 	struct psc_visit *visit = &trigger->job.visit;
+	int r;
 
 	if (!psc_trigger_is_thread(visit->tgid, tid)) {
-		psc_sys(SYS_ptrace, PTRACE_DETACH, tid, 0, 0);
+		psc_tracee_detach(tid, 0);
 		return 0;
 	}
-	psc_trigger_resume(tid, status, USUAL | visit->options);
-	return psc_visit_add(visit, tid);
+	r = psc_trigger_resume(tid, status, USUAL | visit->options);
+	return r < 0 ? r : psc_visit_add(visit, tid);
 }
 
 void psc_trigger_forget(struct psc_visit *visit, pid_t tid)
@@ -278,9 +341,9 @@ static int wait_for_exec(struct psc_trigger *trigger)
 		else if (!psc_visit_find(visit, tid))
 			r = welcome(trigger, tid, status);
 		else
-			psc_trigger_resume(tid, status, USUAL | visit->options);
+			r = psc_trigger_resume(tid, status, USUAL | visit->options);
 		if (r < 0)
-			return r;
+			return psc_job_refuse(&trigger->job, PSC_REFUSED_INJECTOR, r);
 	}
 }
 
@@ -306,22 +369,13 @@ int psc_trigger_filter(struct psc_job *job, struct psc_task_state *ret_leader)
 	visit->tracees[0] = (struct psc_tracee){ .tid = visit->tgid, .filters = -1 };
 	visit->since = psc_now_ns();
 	visit->deadline = visit->since + job->options->timeout_ns;
-	psc_sys(SYS_ptrace, PTRACE_INTERRUPT, visit->tgid, 0, 0);
-	psc_sys(SYS_ptrace, PTRACE_CONT, visit->tgid, 0, 0);
-	r = psc_visit_stop(visit);
+	psc_tracee_request(PTRACE_INTERRUPT, visit->tgid, 0, 0);
+	r = psc_tracee_go_on(PTRACE_CONT, visit->tgid, 0);
+	if (r == 0)
+		r = psc_visit_stop(visit);
 	r = r < 0 ? psc_job_stop_failed(job, r) : psc_trigger_commit(job, ret_leader);
 	psc_visit_stop_timer(visit);
 	return r;
-}
-
-/* Nothing may be traced any more when the watcher ends. */
-static void let_go(struct psc_visit *visit)
-{
-	visit->deadline = UINT64_MAX;
-	psc_visit_interrupt(visit);
-	if (psc_visit_stop(visit) == 0)
-		set_options(visit, 0);
-	psc_visit_release(visit);
 }
 
 static int watch_to_the_end(struct psc_trigger *trigger)
@@ -336,10 +390,10 @@ static int watch_to_the_end(struct psc_trigger *trigger)
 		trigger->result.stop_ns = psc_now_ns() - visit->since;
 	}
 	if (r == -ECANCELED && visit->tgid)
-		let_go(visit);
-	else if (r < 0)
-		psc_sys(SYS_pidfd_send_signal, trigger->options.pidfd, SIGKILL, 0, 0);
-	else
+		let_go(visit, UINT64_MAX);
+	else if (r < 0 && psc_sys(SYS_pidfd_send_signal, trigger->options.pidfd, SIGKILL, 0, 0) == -EBADF && visit->tgid)
+		psc_sys(SYS_kill, visit->tgid, SIGKILL); /* a child without a pidfd; traced, so its number is its own */
+	else if (r >= 0)
 		psc_visit_release(visit);
 	return r;
 }
@@ -358,6 +412,7 @@ static int watcher(void *arg)
 	psc_sys(SYS_write, trigger->armed, &one, sizeof(one));
 	if (r == 0)
 		trigger->outcome = trigger->event == ON_EXEC ? watch_to_the_end(trigger) : psc_trigger_wait_for_forks(trigger);
+	trigger->done = true;
 	return 0;
 }
 
@@ -369,8 +424,8 @@ static void *host(void *arg)
 	const uint64_t one = 1;
 	int r = psc_injector_run(watcher, trigger);
 
-	if (r < 0)
-		trigger->outcome = psc_job_refuse(&trigger->job, PSC_REFUSED_INJECTOR, r);
+	if (!trigger->done)
+		trigger->outcome = psc_job_refuse(&trigger->job, PSC_REFUSED_INJECTOR, r < 0 ? r : -EINTR);
 	(void)!write(trigger->armed, &one, sizeof(one));
 	__atomic_store_n(&trigger->ended, true, __ATOMIC_RELEASE);
 	(void)!write(trigger->news, &one, sizeof(one));

@@ -37,14 +37,15 @@ struct psc_trigger {
 	struct psc_newborn *born;   /* the newest first; the watcher pushes, the manager takes all */
 	struct psc_newborn *taken;  /* the manager's, the oldest first */
 	bool ended;
+	bool done; /* outcome is what the watcher has come to */
 };
 
 /* Wait for a stop or death of tid (-1: any). -ECANCELED: disarmed. -ESRCH: nobody is traced. */
 PSC_MUST_CHECK int psc_trigger_next_stop(struct psc_trigger *trigger, pid_t tid, pid_t *ret_tid, int *ret_status);
 
 /* Let a stopped thread run on, seized still, with its signal if that is why it stopped, or
- * through restart_syscall. options: what psc_restart_step() takes. */
-void psc_trigger_resume(pid_t tid, int status, unsigned long options);
+ * through restart_syscall. options: what psc_restart_step() takes. Errors as psc_tracee_go_on(). */
+PSC_MUST_CHECK int psc_trigger_resume(pid_t tid, int status, unsigned long options);
 
 bool psc_trigger_is_thread(pid_t pid, pid_t tid);
 

@@ -150,7 +150,7 @@ static bool has_forked(const struct psc_trigger *trigger, pid_t tid, int status)
 	case PTRACE_EVENT_VFORK_DONE:
 		return true;
 	case PTRACE_EVENT_CLONE:
-		psc_sys(SYS_ptrace, PTRACE_GETEVENTMSG, tid, 0, &born);
+		psc_tracee_request(PTRACE_GETEVENTMSG, tid, 0, (uint64_t)&born);
 		return !psc_trigger_is_thread(trigger->job.visit.tgid, (pid_t)born);
 	default:
 		return false;
@@ -230,6 +230,7 @@ static int handle(struct psc_trigger *trigger, pid_t tid, int status)
 {
 	struct psc_visit *visit = &trigger->job.visit;
 	bool known = psc_visit_find(visit, tid) != NULL;
+	int r;
 
 	if (!WIFSTOPPED(status)) {
 		psc_trigger_forget(visit, tid);
@@ -245,8 +246,8 @@ static int handle(struct psc_trigger *trigger, pid_t tid, int status)
 	}
 	if (has_forked(trigger, tid, status))
 		return FORKED;
-	psc_trigger_resume(tid, status, PSC_SEIZE_OPTIONS | visit->options);
-	return known ? 0 : psc_visit_add(visit, tid);
+	r = psc_trigger_resume(tid, status, PSC_SEIZE_OPTIONS | visit->options);
+	return r < 0 || known ? r : psc_visit_add(visit, tid);
 }
 
 /* Threads are let go as they stop, so that none has to wait for another. */
@@ -306,8 +307,9 @@ static int filter_target(struct psc_trigger *trigger, pid_t tid)
 
 	visit->since = psc_now_ns();
 	psc_visit_interrupt(visit);
-	psc_sys(SYS_ptrace, PTRACE_CONT, tid, 0, 0);
-	r = stop_target(trigger);
+	r = psc_tracee_go_on(PTRACE_CONT, tid, 0);
+	if (r == 0)
+		r = stop_target(trigger);
 	if (r < 0)
 		r = psc_job_stop_failed(job, r);
 	else

@@ -25,6 +25,7 @@
 
 #define PF_IO_WORKER 0x10 /* linux/sched.h: io_uring */
 #define PF_USER_WORKER 0x4000 /* linux/sched.h: vhost too */
+#define WAIT_TRIES 3
 #define INTERRUPTED (PTRACE_EVENT_STOP << 16 | SIGTRAP << 8 | 0x7f) /* as wait(2) tells it */
 
 struct psc_tracee *psc_visit_find(struct psc_visit *visit, pid_t tid)
@@ -88,14 +89,19 @@ int psc_visit_wait(struct psc_visit *visit, pid_t tid, int *ret_status)
 	 * to look at the clock; without, look and nap. */
 	int flags = __WALL | __WNOTHREAD | (visit->own_signals ? 0 : WNOHANG);
 	const struct timespec nap = { 0, 50000 };
+	int failures = 0;
 
 	for (unsigned int naps = 1;; naps++) {
 		long r = psc_sys(SYS_wait4, tid, ret_status, flags, 0);
 
 		if (r == tid)
 			return 0;
-		if (r < 0 && r != -EINTR)
-			return (int)r;
+		/* A thread that is taken for dead by mistake would stay stopped, so the failure is confirmed. */
+		if (r < 0 && r != -EINTR) {
+			if (++failures == WAIT_TRIES)
+				return (int)r;
+			continue;
+		}
 		if (psc_now_ns() > visit->deadline) {
 			visit->blamed = tid;
 			return -ETIMEDOUT;
@@ -227,7 +233,7 @@ static int seize_new(struct psc_visit *visit, pid_t tid, struct psc_tracee *know
 		visit->blamed = tid;
 		return r;
 	}
-	psc_sys(SYS_ptrace, PTRACE_INTERRUPT, tid, 0, 0);
+	psc_tracee_request(PTRACE_INTERRUPT, tid, 0, 0);
 	return 1;
 }
 
@@ -292,7 +298,7 @@ static void mend_interrupted(struct psc_tracee *tracee)
 	if (!mend)
 		return;
 	psc_regs_restart(&tracee->regs);
-	if (psc_regs_set(tracee->tid, &tracee->regs) < 0)
+	if (psc_tracee_set_regs(tracee, &tracee->regs) < 0)
 		tracee->state = PSC_TRACEE_DEAD;
 }
 
@@ -301,7 +307,7 @@ static void forget_exec_victim(struct psc_visit *visit, pid_t tid)
 	unsigned long former = 0;
 	struct psc_tracee *other;
 
-	psc_sys(SYS_ptrace, PTRACE_GETEVENTMSG, tid, 0, &former);
+	psc_tracee_request(PTRACE_GETEVENTMSG, tid, 0, (uint64_t)&former);
 	other = (pid_t)former == tid ? NULL : psc_visit_find(visit, (pid_t)former);
 	if (other)
 		other->state = PSC_TRACEE_DEAD;
@@ -317,7 +323,7 @@ static int adopt_newborn(struct psc_visit *visit, pid_t parent)
 	char name[16];
 	int status;
 
-	psc_sys(SYS_ptrace, PTRACE_GETEVENTMSG, parent, 0, &tid);
+	psc_tracee_request(PTRACE_GETEVENTMSG, parent, 0, (uint64_t)&tid);
 	if (tid == 0 || psc_visit_find(visit, (pid_t)tid))
 		return 0;
 	snprintf(name, sizeof(name), "%d", (int)tid);
@@ -326,7 +332,7 @@ static int adopt_newborn(struct psc_visit *visit, pid_t parent)
 	if (visit->options & PTRACE_O_TRACEFORK)
 		return 0;
 	if (psc_visit_wait(visit, (pid_t)tid, &status) == 0 && WIFSTOPPED(status))
-		psc_sys(SYS_ptrace, PTRACE_DETACH, (pid_t)tid, 0, 0);
+		psc_tracee_detach((pid_t)tid, 0);
 	return 0;
 }
 
@@ -334,12 +340,13 @@ void psc_visit_stop_again(struct psc_visit *visit, pid_t tid, int status)
 {
 	int signal = psc_stop_signal(status);
 
-	psc_sys(SYS_ptrace, PTRACE_INTERRUPT, tid, 0, 0);
+	psc_tracee_request(PTRACE_INTERRUPT, tid, 0, 0);
 	/* A syscall-stop: psc_restart_step() had the thread begin a call, which it must end so. */
 	if (status >> 16 == 0 && !signal &&
 	    psc_restart_step(tid, status, PSC_SEIZE_OPTIONS | visit->options) != PSC_RESTART_NONE)
 		return;
-	psc_sys(SYS_ptrace, PTRACE_CONT, tid, 0, signal);
+	/* A thread that had to be detached is told as dead: no wait for it succeeds. */
+	(void)!psc_tracee_go_on(PTRACE_CONT, tid, signal);
 }
 
 /* Wait until one thread is stopped by our interrupt or in a group-stop, or dead. */
@@ -362,7 +369,7 @@ static int stop_one(struct psc_visit *visit, size_t index)
 		event = status >> 16;
 		if (event == PTRACE_EVENT_STOP) {
 			tracee->group_stop = WSTOPSIG(status) != SIGTRAP;
-			tracee->state = psc_regs_get(tid, &tracee->regs) < 0 ? PSC_TRACEE_DEAD : PSC_TRACEE_STOPPED;
+			tracee->state = psc_tracee_get_regs(tracee, &tracee->regs) < 0 ? PSC_TRACEE_DEAD : PSC_TRACEE_STOPPED;
 			if (tracee->state == PSC_TRACEE_STOPPED)
 				mend_interrupted(tracee);
 			return 0;
@@ -466,22 +473,30 @@ void psc_visit_interrupt(struct psc_visit *visit)
 {
 	for (size_t i = 0; i < visit->n; i++)
 		if (visit->tracees[i].state == PSC_TRACEE_RUNNING)
-			psc_sys(SYS_ptrace, PTRACE_INTERRUPT, visit->tracees[i].tid, 0, 0);
+			psc_tracee_request(PTRACE_INTERRUPT, visit->tracees[i].tid, 0, 0);
 }
 
-void psc_visit_resume(struct psc_visit *visit)
+int psc_visit_resume(struct psc_visit *visit)
 {
+	int r = 0;
+
 	for (size_t i = 0; i < visit->n; i++) {
 		struct psc_tracee *tracee = &visit->tracees[i];
+		enum psc_restart did = PSC_RESTART_NONE;
+		int failed;
 
 		if (tracee->state != PSC_TRACEE_STOPPED)
 			continue;
 		tracee->state = PSC_TRACEE_RUNNING;
-		if (tracee->group_stop)
-			psc_sys(SYS_ptrace, PTRACE_LISTEN, tracee->tid, 0, 0);
-		else if (psc_restart_step(tracee->tid, INTERRUPTED, PSC_SEIZE_OPTIONS | visit->options) == PSC_RESTART_NONE)
-			psc_sys(SYS_ptrace, PTRACE_CONT, tracee->tid, 0, 0);
+		if (!tracee->group_stop)
+			did = psc_restart_step(tracee->tid, INTERRUPTED, PSC_SEIZE_OPTIONS | visit->options);
+		failed = did == PSC_RESTART_LOST ? -EIO : 0;
+		if (did == PSC_RESTART_NONE)
+			failed = psc_tracee_go_on(tracee->group_stop ? PTRACE_LISTEN : PTRACE_CONT, tracee->tid, 0);
+		if (failed < 0)
+			r = failed;
 	}
+	return r;
 }
 
 /* ----------------------------------------------------------------- release */
@@ -496,7 +511,7 @@ void psc_visit_release(struct psc_visit *visit)
 		const struct psc_tracee *tracee = &visit->tracees[i];
 
 		if (tracee->state == PSC_TRACEE_STOPPED && (tracee->group_stop || !psc_restart_is_pending(&tracee->regs)))
-			psc_sys(SYS_ptrace, PTRACE_DETACH, tracee->tid, 0, 0);
+			psc_tracee_detach(tracee->tid, 0);
 	}
 	psc_restart_let_go(visit);
 }

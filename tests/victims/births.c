@@ -127,13 +127,18 @@ int main(int argc, char **argv)
 	};
 	char line[32];
 
-	if (argc > 1)
+	if (argc > 1 && strcmp(argv[1], "again") == 0)
+		say("%d %d", probe(), probe()); /* another program, of which the first call is the probe's */
+	else if (argc > 1)
 		return probe();
 	myself = argv[0];
 	setvbuf(stdin, NULL, _IONBF, 0);
-	say("ready");
+	if (argc == 1)
+		say("ready");
 	while (fgets(line, sizeof(line), stdin)) {
 		line[strcspn(line, "\n")] = '\0';
+		if (strcmp(line, "exec") == 0)
+			execv("/proc/self/exe", (char *[]){ argv[0], "again", NULL });
 		for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++)
 			if (strcmp(line, kinds[i].name) == 0) {
 				int child = kinds[i].make();
