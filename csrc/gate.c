@@ -46,6 +46,7 @@
 #define MAX_HANDED 1024
 #define COMMANDS UINT32_MAX /* in epoll */
 #define TICK_MS 50
+#define IDLE_S 1 /* the standby looks at least so often */
 #define MAX_CLOSED (1U << 20)
 #define FULL_MS 1 /* the user does not keep up: look again */
 #define NOT_YET INT32_MIN
@@ -349,6 +350,7 @@ struct psc_gate {
 	int added; /* 0 or -errno of the last one, which may have ended since */
 	_Atomic int installed;
 	_Atomic bool stopping;
+	_Atomic bool ending;	  /* the standby, too: all that is served is closed */
 	_Atomic bool leaving;	  /* we live on, but the standby is to act as at our death */
 	_Atomic int left; /* NOT_YET; then 0, or why it could not */
 
@@ -386,8 +388,10 @@ static void await_listener(struct psc_gate *gate)
 static int watch(struct psc_gate *gate, struct gated *gated)
 {
 	struct epoll_event e = { .events = EPOLLIN };
-	int r = psc_notify_valid(gated->fd, 0);
+	int r;
 
+	while ((r = psc_notify_valid(gated->fd, 0)) == -EINTR)
+		;
 	if (r != -ENOENT) /* no listener */
 		return r < 0 ? r : -ENOTTY;
 	while (e.data.u32 < PSC_GATE_SLOTS && gate->gated[e.data.u32] != gated)
@@ -725,14 +729,16 @@ static int heir(void *arg)
 	const uint64_t hangup = 1ull << (SIGHUP - 1);
 	struct psc_gate *gate = arg;
 
-	const struct timespec tick = { 0, TICK_MS * 1000000 };
+	const struct timespec tick = { 0, TICK_MS * 1000000 }, slow = { IDLE_S, 0 };
 	bool looks = psc_sys(SYS_prctl, PR_SET_PDEATHSIG, SIGHUP) < 0;
 	long r;
 
 	psc_sys(SYS_prctl, PR_SET_NAME, "psc-gate");
 	psc_sys(SYS_setsid);
 	while (!gate->leaving && manager_lives(gate)) {
-		r = psc_sys(SYS_rt_sigtimedwait, &hangup, 0, looks ? &tick : 0, sizeof(hangup));
+		if (gate->ending) /* its signal may have been refused */
+			_exit(0);
+		r = psc_sys(SYS_rt_sigtimedwait, &hangup, 0, looks ? &tick : &slow, sizeof(hangup));
 		if (r < 0 && r != -EAGAIN && r != -EINTR) { /* refused: no signal can be waited for */
 			looks = true;
 			nap_ms(TICK_MS);
@@ -783,8 +789,9 @@ static void *keep_server(void *arg)
 			heir_pid = 0;
 	}
 	gate->stopping = true;
+	gate->ending = !gate->leaving;
 	if (heir_pid > 0) {
-		kill(heir_pid, gate->leaving ? SIGHUP : SIGKILL);
+		(void)!kill(heir_pid, gate->leaving ? SIGHUP : SIGKILL);
 		while (waitpid(heir_pid, NULL, __WALL) < 0 && errno == EINTR)
 			;
 	}
@@ -855,14 +862,19 @@ static int prepare(struct psc_gate *gate, const struct sock_filter *insns, size_
 int psc_gate_new(struct psc_page *page, const struct sock_filter *insns, size_t len, struct psc_inbox *inbox,
 		 struct psc_gate **ret_gate)
 {
+	struct psc_event route;
 	struct psc_gate *gate;
 	int r;
 
 	if (!psc_page_writable(page))
 		return -EPERM;
 	r = psc_program_check(insns, len, NULL);
+	/* What the inbox makes for its first gate must be there before a filter is in force. */
+	if (r == 0)
+		r = psc_inbox_reserve(inbox, &route);
 	if (r < 0)
 		return r;
+	psc_inbox_unreserve(inbox, &route);
 	gate = calloc(1, sizeof(*gate));
 	if (!gate)
 		return -ENOMEM;

@@ -436,6 +436,11 @@ class Attachment(Owned):
             "kill": deadline is not None and self.on_deadline == "kill",
             "pidfd": self._pidfd,
         }
+        if deadline is not None:
+            # There may be no thread for it, so it is there before the filter is.
+            self._clock = threading.Timer(deadline, self._tell_deadline)
+            self._clock.daemon = True
+            self._clock.start()
         if self.pid == os.getpid():
             check_arch(self._filter, Arch.native(), "attach to oneself as a gate")
             before = query(pidfd=self._pidfd)
@@ -455,10 +460,6 @@ class Attachment(Owned):
                     refused.errno or 0,
                     f"attach to pid {self.pid} as a gate: it is in, but cannot be served ({refused.strerror}); its gated calls fail with ENOSYS",
                 ) from None
-        if deadline is not None:
-            self._clock = threading.Timer(deadline, self._tell_deadline)
-            self._clock.daemon = True
-            self._clock.start()
 
     def _tell_deadline(self) -> None:
         """The gate's server has acted, or does at this moment; it needs nobody to, only the event is missing."""

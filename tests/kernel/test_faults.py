@@ -6,11 +6,14 @@ import os
 import shutil
 
 import pytest
-from matrix.faults import bad, run_scenarios
+from matrix.faults import Fault, bad, run_fault, run_scenarios
+from matrix.run import run_processes, victims
 
 SCENARIOS = ("attach", "tree")
 PENDING = ("seccomp", "wait4")
 """Calls whose failure is not yet handled as it must be."""
+FOUND = ("exec clone3 EAGAIN 2", "gate kill EPERM 1", "gate eventfd2 EMFILE 2", "gate epoll_ctl ENOMEM 3")
+"""Faults that left a target armed, a close() waiting for ever, or a filter in force without its server."""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="privilege: root, as which the manager is traced by strace")
@@ -20,3 +23,17 @@ def test_a_failing_system_call_harms_no_target_and_leaves_nothing() -> None:
     outcomes = run_scenarios(SCENARIOS, jobs=2 * (os.cpu_count() or 1), every=1, sampled=1, limit=limit)
     assert [outcome.line for outcome in outcomes if bad(outcome) and outcome.cell.split()[1:2] not in [[call] for call in PENDING]] == []
     assert len(outcomes) > limit // 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="privilege: root, as which the manager is traced by strace")
+@pytest.mark.skipif(shutil.which("strace") is None, reason="material lacks strace")
+def test_what_can_fail_does_so_before_the_target_is_touched_and_no_close_waits_for_ever() -> None:
+    program = victims()[""]
+    assert program is not None
+    faults = [Fault(scenario, call, error, int(when)) for scenario, call, error, when in map(str.split, FOUND)]
+    for fault, result in zip(faults, run_processes(faults, lambda fault: run_fault(fault, program), len(faults)), strict=True):
+        assert not isinstance(result, str), result
+        outcome = result[0]
+        assert not bad(outcome) and outcome.kind in ("works", "refused"), outcome.line
+        assert outcome.text != "not reached" and "it is in" not in outcome.text, outcome.line
+        assert outcome.kind == "works" or "ShortageError" in outcome.text, f"{fault}: {outcome.line}"
