@@ -256,10 +256,20 @@ def soak(rounds: int, seed: int) -> list[str]:
     """Run operations with SIGALRM at a random moment, and count what is wrong after each."""
     import warnings
 
+    armed = False
+
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        if armed:  # another thread can take the signal, so that it is heard here after the end
+            raise KeyboardInterrupt
+
+    def begin(moment: float) -> None:
+        nonlocal armed
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, moment)
 
     def over() -> int:
+        nonlocal armed
+        armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         return 0
 
@@ -273,7 +283,8 @@ def soak(rounds: int, seed: int) -> list[str]:
     for number in range(rounds):
         name = rng.choice(list(OPERATIONS))
         moment = rng.uniform(0.00005, 0.006)
-        _, wrong = one_round(name, functools.partial(signal.setitimer, signal.ITIMER_REAL, moment), over)
+        _, wrong = one_round(name, functools.partial(begin, moment), over)
+        armed = False
         if wrong:
             faults.append(f"round {number}, {name}, after {moment:.6f} s: {wrong}")
     return faults
