@@ -192,6 +192,13 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
+def disarm(f: ps.Filter) -> None:
+    """End what a close() leaves armed."""
+    for one in f.attachments:
+        if isinstance(one, ps.TriggeredAttachment):
+            one.disarm()
+
+
 def one_round(name: str, begin: Callable[[], object], end: Callable[[], int]) -> tuple[int, str]:
     """Run an operation between two calls. What the second returned, and what was wrong after it."""
     operate = OPERATIONS[name]
@@ -219,6 +226,7 @@ def one_round(name: str, begin: Callable[[], object], end: Callable[[], int]) ->
     if f is not None:
         if in_force and not f.closed and not f.attachments and name != "bind and activate":  # whose block closes it
             wrong += "in force, and no attachment of the filter; "
+        disarm(f)
         f.close()
     f = None
     wrong += settled(before)
