@@ -37,7 +37,6 @@
 
 #define STACK_SIZE (256 * 1024)
 #define MAX_TRIES_PERMISSION 20
-#define MAX_TRIES_SHARED 100 /* a child of vfork() executes soon */
 #define MAX_EXIT_NAPS 1000
 /* Tries; after them whoever executes has lost its processor. */
 #define SOON 100
@@ -239,11 +238,14 @@ static pid_t live_thread(const struct psc_job *job)
 }
 
 /* Before the stop, so that it takes no longer; what is found is asked again in the stop. */
-static void find_sharers(struct psc_job *job)
+static int find_sharers(struct psc_job *job)
 {
 	int n = psc_sharers_find(job, live_thread(job), KCMP_VM, job->sharers, PSC_MAX_SHARERS);
 
-	job->n_sharers = n > 0 ? (size_t)n : 0;
+	if (n < 0)
+		return n == -ENOSYS ? 0 : psc_job_refuse(job, PSC_REFUSED_INJECTOR, n);
+	job->n_sharers = (size_t)n;
+	return 0;
 }
 
 /* Open what the injector needs, and find out now whether we may. */
@@ -307,20 +309,25 @@ struct psc_thread_outcome *psc_outcomes_report(const struct psc_thread_outcome *
 		outcomes[i] = mapped[i];
 		outcomes[i].filters_after = filters_of(&after, mapped[i].tid);
 	}
+	for (size_t i = 0; !outcomes && i < n; i++)
+		if (mapped[i].listener >= 0)
+			close(mapped[i].listener);
 	psc_process_state_destroy(&after);
 	return outcomes;
 }
 
+/* The filter is in force by now. -ENOMEM: the listeners of single threads are lost. */
 static int report(struct psc_job *job)
 {
 	struct psc_attach_result *result = job->result;
 	struct psc_thread_outcome *mapped = result->threads;
+	bool each_listens = result->n_threads > 0 && mapped[0].listener >= 0;
 
 	result->threads = psc_outcomes_report(mapped, result->n_threads, job->options->pidfd);
 	munmap(mapped, job->visit.n * sizeof(*mapped));
 	if (!result->threads) {
 		result->n_threads = 0;
-		return -ENOMEM;
+		return each_listens ? -ENOMEM : 0;
 	}
 	for (size_t i = 0; i < result->n_threads; i++)
 		result->threads[i].filters_before = filters_of(&job->before, result->threads[i].tid);
@@ -362,12 +369,13 @@ static int attach(struct psc_job *job)
 		r = prepare(job);
 	if (r == 0)
 		r = check_interruption(job);
+	if (r == 0)
+		r = find_sharers(job);
 	if (r < 0)
 		return r;
-	find_sharers(job);
 	r = run_injector(job);
 	if (job->result->threads && report(job) < 0 && r == 0)
-		r = psc_job_refuse(job, PSC_REFUSED_INJECTOR, -ENOMEM);
+		r = psc_job_refuse(job, PSC_REFUSED_NO_LISTENER, -ENOMEM);
 	return r;
 }
 

@@ -7,7 +7,7 @@
 
 #define PSC_PAGE 4096
 #define PSC_MAX_TRIES 400
-#define PSC_MAX_SHARERS 16
+#define PSC_MAX_SHARERS 64
 
 /* What a program answers to the calls that follow the commit. */
 struct psc_verdicts {
@@ -75,10 +75,11 @@ size_t psc_job_room_wanted(const struct psc_job *job);
 PSC_MUST_CHECK int psc_job_look(struct psc_job *job, pid_t tid, struct psc_task_state *ret_task);
 
 /* The processes outside the thread group that share with its thread tid (KCMP_VM, KCMP_FILES). How
- * many, at most size. -ENOSYS: kcmp(2) is not to be had. */
+ * many, at most size. -ENOSYS: kcmp(2) is not to be had. Else -errno: /proc could not be read. */
 PSC_MUST_CHECK int psc_sharers_find(const struct psc_job *job, pid_t tid, int type, pid_t *ret_found, size_t size);
 
-/* With the target stopped: refuse if one of these shares still, and does not just wait in vfork(). */
+/* With the target stopped: refuse if one of these shares still, and does not just wait in vfork().
+ * PSC_MAX_SHARERS of them are refused too, since there may be more. */
 PSC_MUST_CHECK int psc_sharers_check(struct psc_job *job, pid_t tid, int type, const pid_t *found, size_t n);
 
 /* Of stopped threads, after psc_job_look(): find out whether psc_job_commit() will succeed,
@@ -96,7 +97,7 @@ PSC_MUST_CHECK int psc_job_check_fetch(struct psc_job *job, pid_t tid);
 void psc_job_give_up(struct psc_job *job);
 
 /* In the manager: the injector's list of threads, in memory of the caller's kind, with
- * what the kernel says of each now. NULL: no memory. */
+ * what the kernel says of each now. NULL: no memory, and listeners in the list are closed. */
 struct psc_thread_outcome *psc_outcomes_report(const struct psc_thread_outcome *mapped, size_t n, int pidfd);
 
 /* Of the stopped threads, before the first is changed: refuse if the program has no rules for

@@ -119,12 +119,16 @@ static int narrow_by_earlier(struct psc_commit *commit)
 
 	if (map < 0 && map > -4096)
 		return -ENOMEM;
-	for (long i = 0; i < MAX_SUSPENDED; i++) {
+	for (long i = 0;; i++) {
 		struct psc_verdicts earlier;
 		long len = psc_sys(SYS_ptrace, PTRACE_SECCOMP_GET_FILTER, tid, i, map);
 
-		if (len <= 0)
+		if (len == -ENOENT)
 			break;
+		if (len <= 0 || i == MAX_SUSPENDED) { /* a filter that is not read may forbid everything */
+			commit->earlier = (struct psc_verdicts){ 0 };
+			break;
+		}
 		earlier = psc_verdicts_judge((struct sock_filter *)map, (size_t)len, commit->abi, commit->job->cave.address);
 		commit->earlier.close &= earlier.close;
 		commit->earlier.unmap &= earlier.unmap;
@@ -165,17 +169,17 @@ int psc_commit_check_listener(struct psc_commit *commit)
 {
 	struct psc_job *job = commit->job;
 	const struct psc_verdicts *own = &job->verdicts[commit->abi->wide];
-	pid_t sharer;
+	pid_t sharers[PSC_MAX_SHARERS];
 	int n;
 
 	if (!job->notifies || commit->by_loader)
 		return 0;
 	if (!commit->suspended && !own->close && !own->close_notifies)
 		return psc_job_refuse(job, PSC_REFUSED_LISTENER_STUCK, -EDEADLK);
-	n = psc_sharers_find(job, commit->tracee->tid, KCMP_FILES, &sharer, 1);
+	n = psc_sharers_find(job, commit->tracee->tid, KCMP_FILES, sharers, PSC_MAX_SHARERS);
 	if (n < 0)
-		return psc_job_refuse(job, PSC_REFUSED_SHARED, -ENOSYS);
-	return psc_sharers_check(job, commit->tracee->tid, KCMP_FILES, &sharer, (size_t)n);
+		return psc_job_refuse(job, n == -ENOSYS ? PSC_REFUSED_SHARED : PSC_REFUSED_INJECTOR, n);
+	return psc_sharers_check(job, commit->tracee->tid, KCMP_FILES, sharers, (size_t)n);
 }
 
 /* Another program has been executed: another memory. */
@@ -183,14 +187,15 @@ static int reopen_memory(struct psc_job *job, pid_t tid)
 {
 	char path[32];
 	long mem;
+	int r;
 
 	snprintf(path, sizeof(path), "/proc/%d/mem", tid);
 	mem = psc_sys(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC);
 	if (mem < 0)
 		return (int)mem;
-	psc_sys(SYS_dup3, mem, job->visit.mem, O_CLOEXEC);
+	r = (int)psc_sys(SYS_dup3, mem, job->visit.mem, O_CLOEXEC);
 	psc_sys(SYS_close, mem);
-	return 0;
+	return r < 0 ? r : 0; /* on failure the descriptor leads to the old memory */
 }
 
 size_t psc_job_room_wanted(const struct psc_job *job)

@@ -23,7 +23,7 @@ static int scan(const struct psc_job *job, long dir, pid_t tid, int type, pid_t 
 	char buffer[8192] __attribute__((aligned(8)));
 	pid_t self = (pid_t)psc_sys(SYS_getpid);
 	size_t n = 0;
-	long got;
+	long got = 0;
 
 	while (n < size && (got = psc_sys(SYS_getdents64, dir, buffer, sizeof(buffer))) > 0) {
 		const struct dirent64 *entry;
@@ -37,7 +37,7 @@ static int scan(const struct psc_job *job, long dir, pid_t tid, int type, pid_t 
 				ret_found[n++] = pid;
 		}
 	}
-	return (int)n;
+	return got < 0 ? (int)got : (int)n;
 }
 
 int psc_sharers_find(const struct psc_job *job, pid_t tid, int type, pid_t *ret_found, size_t size)
@@ -71,13 +71,19 @@ static bool waits_in_vfork(pid_t pid)
 	return pos && strtol(pos, NULL, 10) == 1;
 }
 
+static int refuse_shared(struct psc_job *job, int type, pid_t pid)
+{
+	job->result->other_tracer = pid;
+	return psc_job_refuse(job, PSC_REFUSED_SHARED, type == KCMP_VM ? -EBUSY : -EMLINK);
+}
+
 int psc_sharers_check(struct psc_job *job, pid_t tid, int type, const pid_t *found, size_t n)
 {
 	for (size_t i = 0; i < n; i++) {
 		if (!shares(tid, found[i], type) || waits_in_vfork(found[i]))
 			continue;
-		job->result->other_tracer = found[i];
-		return psc_job_refuse(job, PSC_REFUSED_SHARED, type == KCMP_VM ? -EBUSY : -EMLINK);
+		return refuse_shared(job, type, found[i]);
 	}
-	return 0;
+	/* All of a full list wait in vfork() or share no more; the list may lack a process that still shares. */
+	return n < PSC_MAX_SHARERS ? 0 : refuse_shared(job, type, found[n - 1]);
 }

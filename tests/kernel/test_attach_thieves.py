@@ -117,6 +117,14 @@ def test_without_a_temporary_thread_a_sharer_of_descriptors_is_refused() -> None
         assert ask(subject) == {"taken": 0, "probe": 0}
 
 
+def test_a_sharer_of_descriptors_is_found_behind_a_parent_that_waits_in_vfork() -> None:
+    with victim(build_victim("thief"), "behind", ready=None) as outer:
+        sharer, pid = facts(outer.line())["sharer"], facts(outer.line())["target"]
+        with ps.Filter(NOTIFIES_EXIT) as f, pytest.raises(ps.TargetBusyError, match=f"process {sharer} shares its descriptors"):
+            f.attach(pid)
+        assert ask(outer)["probe"] == 0
+
+
 @pytest.mark.parametrize("threads", ["all", "one"])
 def test_without_a_temporary_thread_the_listener_comes_all_the_same(threads: Literal["all", "one"]) -> None:
     with victim(build_victim("idle"), "3") as subject, ps.Filter(NOTIFIES_EXIT) as f:

@@ -4,6 +4,7 @@
  *   swap    the same puts a decoy in its place by dup2(), a listener of its own
  *   memory  a process that shares the target's memory
  *   waits   the same, which waits in vfork() for the target
+ *   behind  the same, which shares its descriptors too, as does a third process
  *   getfd   (with the target's process id) takes it through a pidfd of the target's process
  *   thread  (the same) through a pidfd of each thread that it finds
  *   write   (the same) makes the program allow what it would notify, through /proc/PID/mem
@@ -177,6 +178,17 @@ static int report_for_ever(void *arg)
 	return 0;
 }
 
+static int report_with_sharer(void *arg)
+{
+	static char stack[16384] __attribute__((aligned(16)));
+	pid_t sharer = clone(wait_for_ever, stack + sizeof(stack), CLONE_FILES | SIGCHLD, NULL);
+
+	if (sharer < 0)
+		die("clone");
+	say("sharer=%d", (int)sharer);
+	return report_for_ever(arg);
+}
+
 int main(int argc, char **argv)
 {
 	static char stack[65536] __attribute__((aligned(16)));
@@ -192,6 +204,9 @@ int main(int argc, char **argv)
 			attack(how, atoi(argv[2]));
 	} else if (strcmp(how, "waits") == 0) {
 		clone(report_for_ever, stack + sizeof(stack), CLONE_VM | CLONE_VFORK | SIGCHLD, NULL);
+		return 0;
+	} else if (strcmp(how, "behind") == 0) {
+		clone(report_with_sharer, stack + sizeof(stack), CLONE_VM | CLONE_VFORK | CLONE_FILES | SIGCHLD, NULL);
 		return 0;
 	} else {
 		if (clone(flags & CLONE_VM ? wait_for_ever : steal_from_table, stack + sizeof(stack), flags, &swap) < 0)
