@@ -252,10 +252,14 @@ void psc_job_give_up(struct psc_job *job)
 		return;
 	}
 	commit.abi = psc_abi_of(&tracee->regs);
-	if (psc_commit_enter(&commit) < 0)
+	if (psc_commit_enter(&commit) < 0) {
+		job->result->residue += psc_job_map_size(job);
 		return;
+	}
 	nothing.unmask = commit.earlier.unmask;
 	if (psc_site_build(&job->visit, tracee, &job->cave, &nothing, &commit.site) == 0)
 		psc_commit_unmap_program(&commit, false);
+	else
+		job->result->residue += psc_job_map_size(job);
 	(void)!psc_commit_leave(&commit, 0);
 }

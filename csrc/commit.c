@@ -247,6 +247,13 @@ static int load(struct psc_commit *commit, uint64_t address, uint32_t flags, lon
 	return r == 1 ? -EAGAIN : r;
 }
 
+/* After a failure: the memory for the program stays, unless the loader unmaps it or psc_job_give_up() will. */
+static void note_memory_left(struct psc_commit *commit)
+{
+	if (commit->map && !commit->job->map && !(commit->loaded && commit->by_loader && commit->unmaps))
+		commit->job->result->residue += psc_job_map_size(commit->job);
+}
+
 static int load_and_fetch(struct psc_commit *commit, uint32_t flags)
 {
 	struct psc_job *job = commit->job;
@@ -259,8 +266,10 @@ static int load_and_fetch(struct psc_commit *commit, uint32_t flags)
 		r = psc_commit_write_program(commit, address);
 	if (r == 0)
 		r = load(commit, address, flags, &result);
-	if (r < 0)
+	if (r < 0) {
+		note_memory_left(commit);
 		return r;
+	}
 	if (result < 0)
 		r = psc_job_refuse(job, result == -EACCES ? PSC_REFUSED_PRIVILEGE : PSC_REFUSED_KERNEL, (int)result);
 	else if (job->notifies && !commit->by_loader)

@@ -152,6 +152,8 @@ int psc_loader_end(struct psc_visit *visit, struct psc_tracee *loader, const str
 	bool diverted = !loader->injected;
 	int r = 0, status;
 
+	if (!loader->tid) /* not known: a wait for 0 would take the stops of other threads */
+		return loader->injected ? -EIO : 0;
 	while (r == 0 && loader->state != PSC_TRACEE_DEAD) {
 		if (loader->state == PSC_TRACEE_STOPPED) {
 			r = diverted ? 0 : divert(loader, site);
@@ -166,8 +168,10 @@ int psc_loader_end(struct psc_visit *visit, struct psc_tracee *loader, const str
 			loader->injected = false;
 			return 0;
 		}
+		if (r < 0)
+			break;
 		loader->state = PSC_TRACEE_STOPPED;
-		visit->stop_signal |= r == 0 && status >> 16 == 0 && WSTOPSIG(status) == SIGSTOP;
+		visit->stop_signal |= status >> 16 == 0 && WSTOPSIG(status) == SIGSTOP;
 	}
 	return r;
 }

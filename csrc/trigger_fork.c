@@ -30,7 +30,6 @@
 #define FORKED 1
 #define SLICE_NS 20000000
 
-
 /* ---------------------------------------------------------------- a child */
 
 static void give_back(struct psc_newborn *newborn)

@@ -833,6 +833,12 @@ def explain(
             )
         case 12 if error in shortage.WANTS:
             return AttachShortageError(error, f"{what}: {shortage.WANTS[error]}; nothing was changed")
+        case 12 if error == errno.EINTR:
+            return AttachError(
+                error,
+                f"{what}: the injecting process was killed; the filter may be in force, or come into force when the process runs on: "
+                "ps.query() tells; it has no listener then",
+            )
         case 12:
             return AttachError(error, f"{what}: the injecting process could not run or was killed: {os.strerror(error)}")
         case 13:
