@@ -19,6 +19,7 @@ from pyseccomp.errors import (
     AttachError,
     AttachShortageError,
     AttachTimeoutError,
+    FilterClosedError,
     InactiveError,
     KernelError,
     ListenerBusyError,
@@ -265,6 +266,8 @@ class Attachment(Owned):
                 return
             if not self._acted.is_set():
                 self._raise_unheard(warden)
+            if self._outcome.error is not None:
+                raise self._outcome.error
             raise TargetGoneError(errno.ESRCH, f"attach to pid {self.pid}: it ended, or was killed at its deadline")
         if "refusal" not in message:
             if error == errno.ETIMEDOUT:
@@ -283,7 +286,7 @@ class Attachment(Owned):
             with self._lock:
                 try:
                     self._adopt_message(message, fds)
-                except OSError as error:
+                except (OSError, FilterClosedError) as error:
                     self._outcome.error = error
 
     def _raise_unheard(self, warden: guardian.Guardian) -> NoReturn:
@@ -324,8 +327,11 @@ class Attachment(Owned):
         """The guardian has acted at the deadline. For Filter only."""
         state = message["state"]
         if state == guardian.ACTIVE:
-            with self._lock, contextlib.suppress(AttachError):  # in force, and without a listener
-                self._adopt_message(message, fds)
+            with self._lock:
+                try:
+                    self._adopt_message(message, fds)
+                except (OSError, FilterClosedError) as error:  # in force, and without a listener
+                    self._outcome.error = error
         self._acted.set()
         names: dict[int, State] = {guardian.ACTIVE: "active", guardian.KILLED: "dead", guardian.GONE: "dead"}
         why = "killed by the guardian" if state == guardian.KILLED else "the guardian acted at the deadline"

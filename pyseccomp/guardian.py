@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import queue
 import socket
@@ -33,6 +34,8 @@ PATIENCE = 10.0
 _AT_ONCE = 64
 _AGAIN = 0.02
 _MAY_PASS = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN)
+
+_log = logging.getLogger("pyseccomp")
 
 Message = dict[str, Any]
 OnActed = Callable[[Message, list[_core.Fd]], None]
@@ -244,13 +247,13 @@ class Guardian:
         message = dict(parts[0][0], outcomes=[o for part, _ in parts for o in part["outcomes"]])
         fds = [fd for _, part in parts for fd in part]
         if message["kind"] == ACTED:
-            self._on_acted(message, fds)
+            self._tell(message, fds)
             return
         with self._lock:
             request = self._waiting.pop(message["serial"], None)
         if request is None:
             if message["state"] == ACTIVE:  # its request is not waited for any more, and the filter is in force
-                self._on_acted(message, fds)
+                self._tell(message, fds)
             return
         try:
             if request.then is not None:
@@ -258,3 +261,11 @@ class Guardian:
         finally:
             request.answer = message
             request.answered.set()
+
+    def _tell(self, message: Message, fds: list[_core.Fd]) -> None:
+        """Call ``on_acted``. An exception of it, or of the user's function behind it, must not end the thread that hears."""
+        try:
+            self._on_acted(message, fds)
+        except Exception:
+            if _core.may("write", "getpid"):  # which a log record takes
+                _log.exception("what the guardian did for target %d could not be told", message["pid"])

@@ -176,6 +176,20 @@ def test_a_deadline_activates_while_the_manager_lives(caplog: pytest.LogCaptureF
         os.close(writer)
 
 
+def test_a_function_that_fails_when_it_is_told_does_not_end_the_connection_to_the_guardian(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(a: ps.Attachment, state: str, why: str) -> None:
+        if "guardian" in why:
+            raise ValueError("of the user's function")
+
+    with victim(build_victim("idle"), "3") as first, victim(build_victim("idle"), "3") as second, ps.Filter(deny_getppid()) as f:
+        f.on_state_change = fail
+        a = f.attach(first.pid, active=False, deadline=0.0)
+        wait_until(lambda: "could not be told" in caplog.text, "the function was called and has failed")
+        assert a.activated and ask(first)["probe"] == DENIED
+        f.attach(second.pid, on_supervisor_death="kill")  # asks the guardian, which is heard
+        assert ask(second)["probe"] == DENIED
+
+
 def test_a_deadline_kills_while_the_manager_lives() -> None:
     with victim(build_victim("idle")) as target, ps.Filter(deny_getppid()) as f:
         f.attach(target.pid, active=False, deadline=0.1, on_deadline="kill")
