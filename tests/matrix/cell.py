@@ -65,6 +65,8 @@ def applies(operation: Operation, place: Place, asker: Asker) -> bool:
         return False  # what a caller runs short of does not hang on where the target lives
     if operation.name == "foreign" and not place.machine:
         return False
+    if operation.name == "deadline" and place.condition == "frozen" and asker.limit is not None:
+        return False  # it is thawed by the operation itself, which may not come so far
     if operation.name == "park" and asker.pids:
         return False  # its target would be in the same cgroup
     if operation.name == "park" and (place.name not in parked.PLACES or ("--pid" in place.options and asker.capability == system.SYS_ADMIN)):
