@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import json
 import os
 import select
@@ -129,6 +130,7 @@ class _Runner:
             self.options.append(f"--filters={len(place.filters)}")
         if uid is not None:
             self.options.append(f"--uid={uid}")
+        self.stack = (self.work / "stack").open("w")
         self.cgroup: Path | None = None
         self.pids: Path | None = None
         self.tracer = -1
@@ -264,7 +266,7 @@ class _Runner:
             _ends(pid, PATIENCE)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if late and not data:
-            return "hung", f"no answer within {DEADLINE} s; {where}", {}
+            return "hung", f"no answer within {DEADLINE} s; {self._python_stack()[:800]} {where}", {}
         if not data:
             return "died", f"the asker died with status {status}", {}
         facts = json.loads(data)
@@ -304,6 +306,7 @@ class _Runner:
         scene = Scene(pid, child, target.state, target.folder, place, roles, self.cgroup, start=start, become_target=become_target)
         kind: Kind = "works"
         text = ""
+        faulthandler.dump_traceback_later(3 * PATIENCE, file=self.stack)
         if self.asker.limit is not None:
             scene.limit = self.asker.limit
         if self.pids is not None:
@@ -321,6 +324,7 @@ class _Runner:
             kind, text = "wrong", str(error) or traceback.format_exc()[-300:]
         except BaseException as error:
             kind, text = "crashed", f"{type(error).__name__}: {error} {_last_line(error)}"
+        faulthandler.cancel_dump_traceback_later()
         facts = {"kind": kind, "text": text, "added": scene.added, "probe": scene.probe, "roles": sorted(scene.roles), **scene.facts}
         os.writev(writer, [json.dumps(facts).encode()])  # a call of its own: fault injection leaves it alone
 
@@ -357,6 +361,13 @@ class _Runner:
                 harm.append(f"thread {role!r}: getppid fails with {target.state.probe(role)}, and {wanted} is right")
         if not self.operation.stays and not (self.operation.holds and outcome.kind != "works"):
             harm += self._left_over()
+
+    def _python_stack(self) -> str:
+        """Where a hung asker waits, in Python."""
+        with contextlib.suppress(OSError):
+            lines = (self.work / "stack").read_text().splitlines()
+            return " ".join(line.strip().replace(str(Path(__file__).parents[2]), "") for line in lines)
+        return ""
 
     def _check_unchanged(self, harm: list[str], before: dict[str, Snapshot], added: dict[str, int], kind: Kind) -> None:
         """Compare what the kernel says before and after, thread by thread."""

@@ -191,7 +191,7 @@ class _FaultRunner(_Runner):
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         self._end_strace(strace)
         if late:
-            return "hung", where[:600] + (" after " + data.decode()[:200] if data else ""), json.loads(data) if data else {}
+            return "hung", self._python_stack()[:900] + where[:200] + (" after " + data.decode()[:200] if data else ""), json.loads(data) if data else {}
         if not data:
             return "died", f"the manager died with status {status}", {}
         facts = json.loads(data)
