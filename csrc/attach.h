@@ -47,12 +47,15 @@ struct psc_job {
 	int outcome;		     /* 0 or -errno, with result->refusal */
 };
 
-/* What looks like a target that is gone or forbidden is neither if a call of ours failed for want of something. */
+/* What looks like a target that is gone or forbidden is neither if a call of ours failed for want of something. Only
+ * ESRCH and ENOENT say that it is gone: of many processes, one that has ended is left out of the attach. */
 static inline enum psc_refusal psc_refusal_of(enum psc_refusal why, int error)
 {
 	bool about_target = why == PSC_REFUSED_GONE || why == PSC_REFUSED_PERMISSION || why == PSC_REFUSED_CGROUP ||
 			    why == PSC_REFUSED_INJECTOR;
 
+	if (why == PSC_REFUSED_GONE && error != -ESRCH && error != -ENOENT)
+		why = PSC_REFUSED_INJECTOR;
 	return about_target && psc_is_shortage(error) ? PSC_REFUSED_DESCRIPTORS : why;
 }
 

@@ -76,7 +76,7 @@ int psc_job_read_status(int dir, const char *path, struct psc_task_state *ret_ta
 	n = psc_sys(SYS_read, fd, text, sizeof(text) - 1);
 	psc_sys(SYS_close, fd);
 	if (n <= 0)
-		return -ESRCH;
+		return n < 0 ? (int)n : -ESRCH;
 	text[n] = '\0';
 	r = psc_query_parse_status(text, (size_t)n, ret_task);
 	if (r < 0 || !ret_tight)

@@ -266,6 +266,8 @@ static int check_thread(struct psc_job *job, pid_t tid, const struct psc_abi *de
 	char text[8192];
 	long n = psc_read_proc(tid, "status", text, sizeof(text));
 
+	if (n < 0 && n != -ESRCH && n != -ENOENT)
+		return psc_job_refuse(job, PSC_REFUSED_INJECTOR, (int)n);
 	if (n <= 0 || psc_query_parse_status(text, (size_t)n, &task) < 0 || !psc_task_alive(&task))
 		return 0;
 	job->result->tid = tid;

@@ -178,7 +178,7 @@ static int seize_refused(struct psc_visit *visit, pid_t tid, int error)
 	n = psc_sys(SYS_read, fd, text, sizeof(text));
 	psc_sys(SYS_close, fd);
 	if (n <= 0)
-		return 0;
+		return n == 0 || n == -ESRCH ? 0 : error;
 	if (psc_query_parse_status(text, (size_t)n, &task) < 0)
 		return error;
 	if (!psc_task_alive(&task))

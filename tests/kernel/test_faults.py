@@ -16,8 +16,23 @@ FOUND = ("exec clone3 EAGAIN 2", "gate kill EPERM 1", "gate eventfd2 EMFILE 2", 
 """Faults that left a target armed, a close() waiting for ever, or a filter in force without its server."""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="privilege: root, as which the manager is traced by strace")
-@pytest.mark.skipif(shutil.which("strace") is None, reason="material lacks strace")
+strace = pytest.mark.skipif(shutil.which("strace") is None, reason="material lacks strace")
+root = pytest.mark.skipif(os.geteuid() != 0, reason="privilege: root, as which the manager is traced by strace")
+
+
+@root
+@strace
+def test_a_process_whose_status_cannot_be_read_is_not_taken_for_one_that_has_ended() -> None:
+    victim = victims()[""]
+    assert victim is not None
+    faults = [Fault("cgroup", "read", "EIO", when) for when in range(14, 26)]
+    found = run_processes(faults, lambda fault: run_fault(fault, victim)[0], 2 * (os.cpu_count() or 1))
+    assert [one for one in found if isinstance(one, str) or bad(one)] == []
+    assert any(not isinstance(one, str) and one.kind == "refused" for one in found)
+
+
+@root
+@strace
 def test_a_failing_system_call_harms_no_target_and_leaves_nothing() -> None:
     limit = int(os.environ.get("PYSECCOMP_ROUNDS", 60))
     outcomes = run_scenarios(SCENARIOS, jobs=2 * (os.cpu_count() or 1), every=1, sampled=1, limit=limit)
