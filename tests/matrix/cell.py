@@ -260,13 +260,13 @@ class _Runner:
             if late and data:
                 data = json.dumps({"kind": "hung", "text": "it has done its work, and does not end: " + data.decode()[:300]}).encode()
         if late:
-            where = _stack(pid)
+            where = self._python_stack(pid)[:800] + _stack(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
             _ends(pid, PATIENCE)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if late and not data:
-            return "hung", f"no answer within {DEADLINE} s; {self._python_stack()[:800]} {where}", {}
+            return "hung", f"no answer within {DEADLINE} s; {where}", {}
         if not data:
             return "died", f"the asker died with status {status}", {}
         facts = json.loads(data)
@@ -306,7 +306,7 @@ class _Runner:
         scene = Scene(pid, child, target.state, target.folder, place, roles, self.cgroup, start=start, become_target=become_target)
         kind: Kind = "works"
         text = ""
-        faulthandler.dump_traceback_later(3 * PATIENCE, file=self.stack)
+        faulthandler.register(signal.SIGUSR2, file=self.stack)
         if self.asker.limit is not None:
             scene.limit = self.asker.limit
         if self.pids is not None:
@@ -324,7 +324,6 @@ class _Runner:
             kind, text = "wrong", str(error) or traceback.format_exc()[-300:]
         except BaseException as error:
             kind, text = "crashed", f"{type(error).__name__}: {error} {_last_line(error)}"
-        faulthandler.cancel_dump_traceback_later()
         facts = {"kind": kind, "text": text, "added": scene.added, "probe": scene.probe, "roles": sorted(scene.roles), **scene.facts}
         os.writev(writer, [json.dumps(facts).encode()])  # a call of its own: fault injection leaves it alone
 
@@ -362,9 +361,11 @@ class _Runner:
         if not self.operation.stays and not (self.operation.holds and outcome.kind != "works"):
             harm += self._left_over()
 
-    def _python_stack(self) -> str:
+    def _python_stack(self, pid: int) -> str:
         """Where a hung asker waits, in Python."""
         with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGUSR2)
+            time.sleep(0.3)
             lines = (self.work / "stack").read_text().splitlines()
             return " ".join(line.strip().replace(str(Path(__file__).parents[2]), "") for line in lines)
         return ""

@@ -169,7 +169,7 @@ class _FaultRunner(_Runner):
         self.known |= {strace.pid, *system.descendants(strace.pid)}
         os.write(go, b"x")
         data, late = _read(reader, 4 * PATIENCE)
-        where = _stack(pid) if late else ""
+        where = self._python_stack(pid)[:900] + _stack(pid)[:200] if late else ""
         # The manager has answered and waits: what it has now and had not before.
         if data and not late:
             end = time.monotonic() + 1
@@ -184,14 +184,14 @@ class _FaultRunner(_Runner):
         os.close(reader)
         if not _ends(pid, PATIENCE):
             late = True
-            where = where or _stack(pid)
+            where = where or self._python_stack(pid)[:900] + _stack(pid)[:200]
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
             _ends(pid, PATIENCE)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         self._end_strace(strace)
         if late:
-            return "hung", self._python_stack()[:900] + where[:200] + (" after " + data.decode()[:200] if data else ""), json.loads(data) if data else {}
+            return "hung", where[:1200] + (" after " + data.decode()[:200] if data else ""), json.loads(data) if data else {}
         if not data:
             return "died", f"the manager died with status {status}", {}
         facts = json.loads(data)
