@@ -466,6 +466,8 @@ static void destroy(struct psc_trigger *trigger)
 
 	while ((newborn = next_born(trigger)))
 		drop(newborn);
+	if (trigger->spare)
+		munmap(trigger->spare, sizeof(*trigger->spare));
 	psc_visit_destroy(&trigger->newborn.visit);
 	psc_close_fd(&trigger->news);
 	psc_visit_destroy(&trigger->job.visit);
@@ -478,6 +480,17 @@ static void destroy(struct psc_trigger *trigger)
 	psc_close_fd(&trigger->armed);
 	free(trigger->job.image);
 	free(trigger);
+}
+
+/* For the first child: one that is born when there is no memory would be killed. */
+static int make_room(struct psc_trigger *trigger)
+{
+	struct psc_visit *visit = &trigger->newborn.visit;
+	int r = psc_visit_add(visit, 0);
+
+	visit->n = 0;
+	trigger->spare = psc_trigger_make_newborn();
+	return r < 0 || !trigger->spare ? -ENOMEM : 0;
 }
 
 static int make(const struct psc_attach_options *options, int event, struct psc_trigger **ret_trigger)
@@ -514,7 +527,7 @@ static int make(const struct psc_attach_options *options, int event, struct psc_
 	    (job->notifies && job->reserve < 0) ||
 	    (options->pidfd >= 0 && trigger->options.pidfd < 0))
 		return -EMFILE;
-	return 0;
+	return event == ON_EXEC ? 0 : make_room(trigger);
 }
 
 static int start(struct psc_trigger *trigger)

@@ -35,10 +35,14 @@ struct psc_trigger {
 	bool leaving;		    /* disarmed: whoever stops is let go */
 	int news;		    /* counts what was put on born, and the end */
 	struct psc_newborn *born;   /* the newest first; the watcher pushes, the manager takes all */
+	struct psc_newborn *spare;  /* for a child that is born when there is no memory */
 	struct psc_newborn *taken;  /* the manager's, the oldest first */
 	bool ended;
 	bool done; /* outcome is what the watcher has come to */
 };
+
+/* Memory for what is told of one child; NULL: there is none. */
+struct psc_newborn *psc_trigger_make_newborn(void);
 
 /* Wait for a stop or death of tid (-1: any). -ECANCELED: disarmed. -ESRCH: nobody is traced. */
 PSC_MUST_CHECK int psc_trigger_next_stop(struct psc_trigger *trigger, pid_t tid, pid_t *ret_tid, int *ret_status);

@@ -112,14 +112,26 @@ static void end(struct psc_trigger *trigger)
 	}
 }
 
+struct psc_newborn *psc_trigger_make_newborn(void)
+{
+	long map = psc_sys(SYS_mmap, 0, sizeof(struct psc_newborn), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	return map < 0 && map > -4096 ? NULL : (struct psc_newborn *)map;
+}
+
 /* It stands before its first instruction. What cannot be filtered is killed there. */
 static void welcome_child(struct psc_trigger *trigger, pid_t pid, int status)
 {
 	struct psc_visit *visit = &trigger->newborn.visit;
-	long map = psc_sys(SYS_mmap, 0, sizeof(struct psc_newborn), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-	struct psc_newborn *newborn = (struct psc_newborn *)map;
+	struct psc_newborn *newborn = psc_trigger_make_newborn();
 
-	if (map < 0 && map > -4096) {
+	if (!newborn) {
+		newborn = trigger->spare;
+		trigger->spare = NULL;
+	} else if (!trigger->spare) {
+		trigger->spare = psc_trigger_make_newborn();
+	}
+	if (!newborn) {
 		psc_sys(SYS_kill, pid, SIGKILL);
 		return;
 	}

@@ -32,7 +32,7 @@ def armer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("material lacks strace")
     out = tmp_path_factory.mktemp("faults") / "armer"
     include = ["-D_GNU_SOURCE", f"-I{ps.get_include()}", f"-I{VICTIMS}"]
-    subprocess.run(["cc", "-O1", "-Wall", "-Wextra", *include, VICTIMS / "armer.c", ps.get_library(), "-pthread", "-o", out], check=True)
+    subprocess.run(["cc", "-O1", "-Wall", "-Wextra", *include, VICTIMS / "armer.c", ps.get_library(), "-static", "-pthread", "-o", out], check=True)
     return out
 
 
@@ -89,3 +89,7 @@ def test_no_thread_stays_stopped_or_unfiltered_whatever_fails_once(armer: Path, 
 def test_what_fails_from_then_on_while_arming_leaves_no_thread_stopped(armer: Path, event: str) -> None:
     for number in range(2, 8, 1 if FULL else 2):
         assert trigger_with_fault(armer, event, f"ptrace:error=EPERM:when={number}+")
+
+
+def test_a_child_that_is_born_when_there_is_no_memory_to_tell_of_it_is_filtered(armer: Path) -> None:
+    assert trigger_with_fault(armer, "fork", "mmap:error=ENOMEM:when=4")
