@@ -16,7 +16,7 @@
  *     the target finishes alone (inject.c). The rest of risk is one instruction
  *     wide and needs three things at once: earlier filters that kill the injected
  *     call, suspended for us, and the injector killed in between.
- *   - stops of the target are reported to it and to nobody else: no other thread
+ *   - stops of the target are reported to it alone: no other thread
  *     of the manager that waits for children can steal them.
  *   - it may have timers and signal handlers, which the manager must not lose.
  * Under YAMA's scope 1 only an ancestor may trace; there a thread of the manager
@@ -38,7 +38,7 @@
 #define STACK_SIZE (256 * 1024)
 #define MAX_TRIES_PERMISSION 20
 #define MAX_EXIT_NAPS 1000
-/* Tries; after them whoever executes has lost its processor. */
+/* Tries; after them a process that executes has lost its processor. */
 #define SOON 100
 #define SOON_PERMISSION 10
 
@@ -87,7 +87,7 @@ static int last_cpu(pid_t tid)
 	return pos ? (int)strtol(pos, NULL, 10) : -EBADMSG;
 }
 
-/* A stop and the wake-up of who waits for it take turns: on one processor that
+/* A stop and the wake-up of its waiter take turns: on one processor that
  * is a switch, on two it is an interrupt to an idle one, which costs a virtual
  * machine 2 to 3 times as much of the target's time. */
 static void go_to(pid_t tid)
@@ -280,7 +280,7 @@ static int prepare(struct psc_job *job)
 		return psc_job_refuse(job, PSC_REFUSED_INJECTOR, -ENOMEM);
 	memcpy(job->image->insns, options->insns, options->len * sizeof(*options->insns));
 	/* Not found or not to be read now, in the middle of an exec perhaps: the
-	 * injector looks again when everybody stands still. */
+	 * injector looks again when all threads are stopped. */
 	if (psc_cave_find(live_thread(job), job->visit.mem, psc_job_room_wanted(job),
 			  job->before.elf_class == ELFCLASS32 ? UINT32_MAX : UINT64_MAX, false, &job->cave) < 0 &&
 	    job->cave.size < PSC_SITE_SIZE)

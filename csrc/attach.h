@@ -43,11 +43,11 @@ struct psc_job {
 	size_t n_sharers;
 	int reserve;		     /* an fd kept free for the listener */
 	uint64_t map;		     /* where the target has room for the program, made by psc_job_check() */
-	pid_t manager;		     /* without it nothing is committed; 0: come what may */
+	pid_t manager;		     /* nothing is committed after its death; 0: commit all the same */
 	int outcome;		     /* 0 or -errno, with result->refusal */
 };
 
-/* What looks like a target that is gone or forbidden is neither if a call of ours failed for want of something. Only
+/* A failure for want of descriptors, memory or processes says nothing about the target. Only
  * ESRCH and ENOENT say that it is gone: of many processes, one that has ended is left out of the attach. */
 static inline enum psc_refusal psc_refusal_of(enum psc_refusal why, int error)
 {

@@ -1,4 +1,4 @@
-/* caller.c - who the task is that a file is opened for, as /proc tells it.
+/* caller.c - the identity of the task that a file is opened for, as /proc tells it.
  *
  * All is read below one descriptor of /proc/TID, so of one task, while it waits in its
  * call: only the task itself could change its credentials and namespaces. What is not

@@ -154,7 +154,7 @@ struct gated {
 	struct psc_gate_trigger triggers[PSC_MAX_GATE_TRIGGERS];
 };
 
-/* A notification that somebody has to answer, and whose it is. */
+/* A notification that is still to be answered, and its listener. */
 struct taken {
 	int fd;
 	struct psc_answer answer;
@@ -365,7 +365,7 @@ static void nap_ms(int ms)
 	psc_sys(SYS_nanosleep, &nap, 0);
 }
 
-/* An exec of ours ends the keeper as well. */
+/* An exec of the manager ends the keeper as well. */
 static bool manager_lives(const struct psc_gate *gate)
 {
 	return psc_sys(SYS_getppid) == gate->owner && psc_sys(SYS_tgkill, gate->owner, gate->keeper_tid, 0) == 0;

@@ -333,7 +333,7 @@ static void give_up(struct psc_group *group)
 /* -------------------------------------------------------------------- commit */
 
 /* Because of the first that was left alone, or since all are dead. */
-static void nobody_has_it(struct psc_group *group)
+static void refuse_all(struct psc_group *group)
 {
 	struct psc_member *member;
 
@@ -360,7 +360,7 @@ static bool past_return(const struct psc_member *member)
 	}
 }
 
-/* Once somebody has it the others get it, too. */
+/* Once one process is filtered, the others are as well. */
 static void commit_all(struct psc_group *group)
 {
 	bool committed = false;
@@ -389,7 +389,7 @@ static void commit_all(struct psc_group *group)
 		}
 	}
 	if (!committed)
-		nobody_has_it(group);
+		refuse_all(group);
 }
 
 static void release_all(struct psc_group *group)

@@ -23,7 +23,7 @@
  *
  * Signals: the thread's are blocked before it runs, and come when its mask does.
  * Not those that an instruction raises: forcing one that is blocked would make
- * the kernel forget its handler. One of these, sent by somebody, goes back into
+ * the kernel forget its handler. One of these that a process sent goes back into
  * the queue (ptrace_signal() requeues what is blocked by then).
  */
 #define _GNU_SOURCE

@@ -1,6 +1,6 @@
 /* openat.c - open a file for a trapped task.
  *
- * Here, in the supervisor: read what the call asks for, once, and who the task is
+ * Here, in the supervisor: read what the call asks for, once, and the task's identity
  * (caller.c); hold what its path begins at (root, cwd, dirfd) by descriptors from /proc;
  * and only then ask the listener whether the call still waits: if so, all of it was the
  * target's. The rest is done by opener.c, in a process that has the target's rights.

@@ -1,5 +1,5 @@
 /* opener.h - private: between openat.c (in the supervisor: asks and decides), caller.c
- * (in the supervisor: reads who the target is), opener.c (the process that opens),
+ * (in the supervisor: reads the target's identity), opener.c (the process that opens),
  * identity.c (makes it like the target), walk.c (finds what a path means to the
  * target) and within.c (tells whether an object is below a directory). */
 #ifndef PSC_OPENER_H
@@ -109,7 +109,7 @@ PSC_MUST_CHECK bool psc_same_object(int a, int b);
 /* The same by mount and inode, as the kernel tells of any descriptor, also of a FUSE that this process may not ask. */
 PSC_MUST_CHECK bool psc_same_by_fdinfo(int a, int b);
 
-/* Read who the task is from its directory of /proc. ret_fds: the namespaces to enter, in
+/* Read the identity of the task from its directory of /proc. ret_fds: the namespaces to enter, in
  * the order of the bits of enters; the caller closes them, also after a failure. Returns
  * 0 or -EPERM, -ESRCH, -E2BIG, -EBADMSG. */
 PSC_MUST_CHECK int psc_caller_read(int proc, struct psc_open_request *ret_request, int ret_fds[PSC_NS_COUNT]);

@@ -341,7 +341,7 @@ void psc_attach_result_destroy(struct psc_attach_result *result);
 struct psc_group_options {
 	struct psc_attach_options attach; /* pidfd: the root of the tree; -1 with cgroup. leader_only must be false */
 	int cgroup;			  /* its directory, or -1 */
-	bool skip;			  /* leave alone who refuses */
+	bool skip;			  /* leave processes that refuse as they are */
 	bool by_parent;			  /* look for children in all of /proc, as where the kernel lists none */
 };
 

@@ -17,9 +17,9 @@
  *
  * Not covered: an ignored signal (SIGCHLD, SIGWINCH by default) wakes a traced thread. One that
  * comes between the last look at the sleeping thread and the tracer's exit, some 20
- * microseconds, has the thread call restart_syscall under its filters. And if the injector is killed between the first stop of such a thread and its
- * second sleep (some 100 microseconds, plus the injection), the kernel detaches, and the
- * thread calls restart_syscall under its filters.
+ * microseconds, has the thread call restart_syscall under its filters. The same happens if the
+ * injector is killed between the first stop of such a thread and its second sleep (some 100
+ * microseconds, plus the injection), because the kernel detaches then.
  */
 #define _GNU_SOURCE
 #include "attach.h"
@@ -66,8 +66,8 @@ static uint32_t restart_action(const struct sock_filter *insns, size_t len, cons
 	return action_of(insns, len, &data);
 }
 
-/* Is the call other than allowed, notified too? Ask each filter of the thread. A single filter that cannot be read is taken for one that
- * forbids the call. Reading takes the same rights as suspending. */
+/* Does a filter of the thread forbid or notify the call? A single filter that cannot be read is taken
+ * for one that forbids it. Reading takes the same rights as suspending. */
 static bool is_forbidden(pid_t tid, const struct psc_regs *regs)
 {
 	const size_t size = PSC_MAX_INSNS * sizeof(struct sock_filter);

@@ -6,7 +6,7 @@
  *   loader.c  have a temporary thread of it load a program
  *   restart.c let threads go whose call resumes by restart_syscall
  *   commit.c  what an attach does with these
- *   attach.c  who does it, and what happens before and after
+ *   attach.c  the process that does it, and what happens before and after
  *
  * All of it runs in the injector (see attach.c), which shares our memory but not
  * our thread: no malloc, no stdio streams (snprintf() is fine), no errno here, only raw system calls.
@@ -69,7 +69,7 @@ struct psc_visit {
 	bool stop_signal;   /* a SIGSTOP was held back */
 	pid_t dying;	    /* a thread of ours to be reaped, see psc_loader_leave() */
 	pid_t blamed;	    /* the thread that a failure is about, 0: none */
-	pid_t other_tracer; /* who holds it */
+	pid_t other_tracer; /* which traces blamed */
 	unsigned long options; /* PTRACE_O_* wanted beside the usual, once stopped */
 };
 
@@ -106,7 +106,7 @@ void psc_visit_interrupt(struct psc_visit *visit);
 void psc_visit_stop_again(struct psc_visit *visit, pid_t tid, int status);
 
 /* The timer that wakes blocking waits, to look at the clock. psc_visit_stop() begins
- * it; for who waits long, or stops many, it can be ended and begun again. */
+ * it; a caller that waits long, or stops many, can end it and begin it again. */
 PSC_MUST_CHECK int psc_visit_start_timer(struct psc_visit *visit);
 void psc_visit_stop_timer(struct psc_visit *visit);
 

@@ -678,7 +678,7 @@ cdef class Trigger:
             self.finish(Outcome())
 
     def follow(self) -> bool:
-        """Claim it for the caller, who is to call finish(); True for the first."""
+        """Claim it for the caller, which is to call finish(); True for the first."""
         if self._followed or self._trigger == NULL:
             return False
         self._followed = True

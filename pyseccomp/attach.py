@@ -344,7 +344,11 @@ class Attachment(Owned):
         if _core.may("write", "getpid"):  # which a log record takes
             _log.info("process %d is %s: %s", self.pid, state, why, extra={"target": self.pid, "state": state, "why": why})
         if self._filter.on_state_change is not None:
-            self._filter.on_state_change(self, state, why)
+            try:
+                self._filter.on_state_change(self, state, why)
+            except Exception:  # what has changed has changed; a thread of this package may be the caller
+                if _core.may("write", "getpid"):
+                    _log.exception("Filter.on_state_change failed for process %d", self.pid)
 
     def fail_closed(self) -> None:
         """Do now what the deadline would do: activate, or kill the process. Nothing if it is active, dead or closed.
@@ -468,7 +472,7 @@ class Attachment(Owned):
                 ) from None
 
     def _tell_deadline(self) -> None:
-        """The gate's server has acted, or does at this moment; it needs nobody to, only the event is missing."""
+        """The gate's server has acted, or does at this moment; only the event is still to be told."""
         end = time.monotonic() + 5
         while not self.closed and time.monotonic() < end:
             if self.activated:
@@ -577,8 +581,6 @@ def deadline_ns(deadline: float | None) -> int:
     return -1 if deadline is None else time.monotonic_ns() + int(deadline * 1e9)
 
 
-
-
 def check_options(
     mode: str,
     tree: bool,
@@ -651,7 +653,6 @@ def _open_pid(pid: int) -> tuple[int, _core.Fd]:
 
 
 # --------------------------------------------------------------------- the act
-
 
 
 LOG, WAIT_KILLABLE, SPEC_ALLOW = 1, 2, 4  # PSC_FILTERFD_*

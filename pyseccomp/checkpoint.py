@@ -338,7 +338,7 @@ def _restore_one(filter_: Filter, one: _Saved) -> str | None:
     if any(a.pid == one.pid for a in filter_.attachments):
         return None
     if one.listening:
-        return f"process {one.pid}: nobody kept its listener, so its notified calls fail with ENOSYS"
+        return f"process {one.pid}: no process kept its listener, so its notified calls fail with ENOSYS"
     if one.active:
         problem = _not_carried(filter_, one, task, pidfd)
         if problem is not None:

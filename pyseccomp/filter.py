@@ -164,7 +164,7 @@ class Filter(Owned, Receiver):
         self._wards: dict[int, weakref.ref[Attachment]] = {}
         self._next_ward = 0
         self.on_state_change: Callable[[Attachment, State, str], object] | None = None
-        """Called with (attachment, state, why) at every change; the logger "pyseccomp" is told as well."""
+        """Called with (attachment, state, why) at every change; the logger "pyseccomp" is told as well. What it raises is logged."""
         self._over = False
         _alive.add(self)
 
@@ -523,7 +523,7 @@ class Filter(Owned, Receiver):
 
         tree=True: the process and all its descendants; cgroup: all processes of a cgroup and of those below it, by its directory
         (v1 or v2). All are stopped before the first is changed; if one refuses, none is. See :class:`GroupAttachment`, which this
-        then returns. on_error="skip" leaves those who refuse as they are, and filters the others. follow=True, with cgroup: what enters it
+        then returns. on_error="skip" leaves processes that refuse as they are, and filters the others. follow=True, with cgroup: what enters it
         later is filtered too.
 
         threads: "one"
@@ -826,7 +826,7 @@ class Filter(Owned, Receiver):
             attachment._on_acted(message, fds)
 
     def _on_lost(self) -> None:
-        """The guardian was killed: nobody would act any more, so act now."""
+        """The guardian was killed, so no process would act any more: act now."""
         guardian, self._guardian = self._guardian, None
         if guardian is None:
             return

@@ -1,4 +1,4 @@
-"""Who is in a cgroup without the filter that was put on it, and the thread that filters what enters."""
+"""The processes of a cgroup that lack the filter that was put on it, and the thread that filters what enters."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Census:
     """Judge whether processes of a cgroup carry its filter.
 
     One does that was filtered here; that is a child of one that carries it, was born after that was filtered, and has no fewer
-    filters; or whose filters show it, where this process may read them. A thread without a filter, or with fewer than those who
+    filters; or whose filters show it, where this process may read them. A thread without a filter, or with fewer than those that
     carry it, settles the contrary.
     """
 
@@ -89,25 +89,25 @@ class Census:
 
     def add(self, pid: int, result: AttachResult) -> None:
         """Know a process that was filtered just now."""
-        who = _identify(pid)
-        if who is not None:
+        identity = _identify(pid)
+        if identity is not None:
             counts = [t.filters_after for t in result.threads if t.filters_after is not None]
             with self._lock:
-                self._known[pid] = _Known(who[1], _now(), min(counts, default=None))
+                self._known[pid] = _Known(identity[1], _now(), min(counts, default=None))
 
     def judge(self, pid: int) -> Stray | None:
         """None: it carries the filter, or is no process that makes calls any more."""
-        who = _identify(pid)
-        if who is None:
+        identity = _identify(pid)
+        if identity is None:
             return None
         known = self._known.get(pid)
-        if known is not None and known.start == who[1]:
+        if known is not None and known.start == identity[1]:
             return None
         try:
             task = query(pid)
-            if task.start_time != who[1] or task.kernel_thread or not any(t.alive for t in task.threads):
+            if task.start_time != identity[1] or task.kernel_thread or not any(t.alive for t in task.threads):
                 return None
-            return self._judge(task, who[0], who[1])
+            return self._judge(task, identity[0], identity[1])
         except TargetGoneError:
             return None
 
@@ -121,14 +121,15 @@ class Census:
             return Stray(task.pid, "carries no filter" if len(bare) == len(alive) else f"its thread {bare[0]} carries no filter")
         counts = [t.filters for t in alive if t.filters is not None]
         fewest = min(counts, default=None)
-        heir = self._known.get(parent)
-        floor = heir.filters if heir is not None else min((k.filters for k in list(self._known.values()) if k.filters is not None), default=None)
+        carrier = self._known.get(parent)
+        known = [carrier] if carrier is not None else list(self._known.values())
+        floor = min((one.filters for one in known if one.filters is not None), default=None)
         if fewest is not None and floor is not None and fewest < floor:
             return Stray(task.pid, f"carries {fewest} filters, fewer than with this one ({floor})")
         readable = may_suspend_filters()
         # Born in the very tick in which its parent was filtered: the number of its filters tells, but for one it loaded itself.
-        late_enough = heir is not None and (start > heir.since or (start == heir.since and not readable))
-        if heir is not None and late_enough and fewest is not None and heir.start == (_identify(parent) or (0, -1))[1]:
+        late_enough = carrier is not None and (start > carrier.since or (start == carrier.since and not readable))
+        if carrier is not None and late_enough and fewest is not None and carrier.start == (_identify(parent) or (0, -1))[1]:
             self._carries(task.pid, start, fewest)
             return None
         if not readable:
@@ -251,20 +252,20 @@ class Follower:
             self._filter(group, stray)
 
     def _filter(self, group: GroupAttachment, stray: Stray) -> None:
-        who = _identify(stray.pid)
+        identity = _identify(stray.pid)
         before = self._refusals.get(stray.pid)
-        if who is None or (before is not None and before.start == who[1] and time.monotonic() < before.next_try):
+        if identity is None or (before is not None and before.start == identity[1] and time.monotonic() < before.next_try):
             return
-        if before is not None and before.start != who[1]:
+        if before is not None and before.start != identity[1]:
             before = None
         try:
-            attachment = self._attach(group, stray.pid, who[1], _FIRST_TRY if before is None else _NEXT_TRY)
+            attachment = self._attach(group, stray.pid, identity[1], _FIRST_TRY if before is None else _NEXT_TRY)
         except TargetGoneError:
             return
         except (SeccompError, OSError) as error:
             if group._filter.closed:
                 raise
-            self._refuse(group, stray, who[1], str(error.args[-1]), before)
+            self._refuse(group, stray, identity[1], str(error.args[-1]), before)
             return
         self._refusals.pop(stray.pid, None)
         self._newcomers.append(attachment)

@@ -70,9 +70,9 @@ class GroupState(AttachmentState):
 class GroupAttachment(Attachment):
     """A filter on all processes of a tree or of a cgroup. Made by ``attach(tree=True)`` and ``attach(cgroup=)``.
 
-    All are stopped, those born meanwhile too, until two looks at all of them find nobody new; each is checked; then each gets
-    the filter, and all go on. If one refuses, none is changed, and the error says who and why; with ``on_error="skip"`` those
-    who refuse are left as they are, and :attr:`results` tells. What its members fork later inherits the filter. A process that
+    All are stopped, those born meanwhile too, until two consecutive scans find no new process; each is checked; then each gets
+    the filter, and all go on. If one refuses, none is changed, and the error names it and says why; with ``on_error="skip"`` those
+    that refuse are left as they are, and :attr:`results` tells. What its members fork later inherits the filter. A process that
     enters the cgroup later (``runc exec``) runs unfiltered, and :meth:`query` names it, unless ``follow=True``.
 
     follow=True: a thread of this process filters what enters, by the same program and with listeners of the same Filter, until

@@ -301,7 +301,7 @@ def test_what_a_task_does_not_carry_is_not_called_active() -> None:
             with pytest.raises(ps.CheckpointError, match="carries other filters, and not this one"):
                 ps.Filter.restore(active)
         listening = resealed(data, lambda body: body["attachments"][0].update(active=True, listening=True))
-        with pytest.raises(ps.CheckpointError, match="nobody kept its listener"):
+        with pytest.raises(ps.CheckpointError, match="no process kept its listener"):
             ps.Filter.restore(listening)
 
 

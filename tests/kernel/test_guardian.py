@@ -184,7 +184,7 @@ def test_a_function_that_fails_when_it_is_told_does_not_end_the_connection_to_th
     with victim(build_victim("idle"), "3") as first, victim(build_victim("idle"), "3") as second, ps.Filter(deny_getppid()) as f:
         f.on_state_change = fail
         a = f.attach(first.pid, active=False, deadline=0.0)
-        wait_until(lambda: "could not be told" in caplog.text, "the function was called and has failed")
+        wait_until(lambda: "on_state_change failed" in caplog.text, "the function was called and has failed")
         assert a.activated and ask(first)["probe"] == DENIED
         f.attach(second.pid, on_supervisor_death="kill")  # asks the guardian, which is heard
         assert ask(second)["probe"] == DENIED
