@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#define TAKE_TRIES 3
+
 /* Room for an even number of fds is exact: none comes that is not counted. */
 union control {
 	struct cmsghdr header;
@@ -89,11 +91,20 @@ int psc_packet_receive(int socket, void *ret_data, size_t size, int *ret_fds, si
 	return got == 0 ? -ECONNRESET : -EBADMSG;
 }
 
-void psc_packet_drop(int socket)
+/* It is there, so no refusal is meant for ever. Returns 0, or -EAGAIN: it is still there. */
+static int take(int socket)
 {
 	uint8_t byte;
 
-	(void)!recv(socket, &byte, sizeof(byte), MSG_DONTWAIT);
+	for (int tries = 0; tries < TAKE_TRIES; tries++)
+		if (recv(socket, &byte, sizeof(byte), MSG_DONTWAIT) >= 0)
+			return 0;
+	return -EAGAIN;
+}
+
+void psc_packet_drop(int socket)
+{
+	(void)!take(socket);
 }
 
 /* A look with MSG_PEEK installs copies; the packet is taken from the queue afterwards, without its own. */
@@ -111,7 +122,11 @@ int psc_packet_receive_kept(int socket, void *ret_data, size_t size, int *ret_fd
 		close_all(fds, have);
 		return -EMFILE;
 	}
-	psc_packet_drop(socket);
+	/* A packet that stays in the queue is received once more: then this copy must not be. */
+	if (got > 0 && take(socket) < 0) {
+		close_all(fds, have);
+		return -EAGAIN;
+	}
 	if (sound && !(flags & MSG_CTRUNC)) {
 		if (have)
 			memcpy(ret_fds, fds, have * sizeof(int));
