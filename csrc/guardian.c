@@ -289,20 +289,39 @@ static int hello(struct psc_guardian *g, int *fds, int n)
 	return 0;
 }
 
-static int add_ward(struct psc_guardian *g, const struct psc_guardian_message *m, int *fds, int n, bool *ret_inject)
+/* What this process will not be able to do is refused where it is promised. Without a promise it is told in *reply. */
+static int check_ward(struct psc_guardian *g, const struct psc_ward *ward, struct psc_reply *reply)
+{
+	const struct psc_guardian_message *m = &ward->options;
+	int r = psc_ward_foresee(ward, &g->filter, &reply->refusal, &reply->tid);
+
+	reply->inject = psc_ward_can_inject(ward);
+	if (m->inject && !m->kill) {
+		if (r == -ESRCH || reply->inject)
+			return r;
+		reply->refusal = PSC_REFUSED_PERMISSION;
+		return -EPERM;
+	}
+	if (m->deadline >= 0 && m->kill && psc_syscall(SYS_pidfd_send_signal, ward->pidfd, 0, NULL, 0) == -EPERM) {
+		reply->refusal = PSC_REFUSED_PERMISSION;
+		return -EPERM;
+	}
+	/* The manager itself may be allowed to suspend filters. */
+	if (r < 0 && reply->refusal == PSC_REFUSED_FILTERED)
+		reply->inject = false;
+	return 0;
+}
+
+static int add_ward(struct psc_guardian *g, const struct psc_guardian_message *m, int *fds, int n, struct psc_reply *reply)
 {
 	struct psc_ward ward = { .id = m->ward, .pidfd = n == 1 ? fds[0] : -1, .options = *m };
 	struct psc_ward *more;
+	int r;
 
 	if (!g->greeted || n != 1 || m->ward >= MAX_WARD || (unsigned int)m->answer.kind >= PSC_ADD_FD)
 		return -EINVAL;
 	if (psc_guardian_find(g, m->ward))
 		return -EEXIST;
-	*ret_inject = psc_ward_can_inject(&ward);
-	if (m->inject && !m->kill && !*ret_inject)
-		return -EPERM;
-	if (m->deadline >= 0 && m->kill && psc_syscall(SYS_pidfd_send_signal, ward.pidfd, 0, NULL, 0) == -EPERM)
-		return -EPERM;
 	ward.spare = malloc(sizeof(*ward.spare));
 	if (!ward.spare)
 		return -ENOMEM;
@@ -314,6 +333,11 @@ static int add_ward(struct psc_guardian *g, const struct psc_guardian_message *m
 		}
 		g->wards = more;
 		g->size = g->size ? g->size * 2 : 16;
+	}
+	r = check_ward(g, &ward, reply);
+	if (r < 0) {
+		free(ward.spare);
+		return r;
 	}
 	g->wards[g->n++] = ward;
 	fds[0] = -1;
@@ -375,7 +399,7 @@ static void handle(struct psc_guardian *g, const struct psc_guardian_message *m,
 	switch (n < 0 && m->kind != PSC_GUARDIAN_BYE ? 0 : m->kind) {
 	case 0: reply.error = n < 0 ? n : -EINVAL; break; /* its descriptors found no room here */
 	case PSC_GUARDIAN_HELLO: reply.error = hello(g, fds, n); break;
-	case PSC_GUARDIAN_WATCH: reply.error = add_ward(g, m, fds, n, &reply.inject); break;
+	case PSC_GUARDIAN_WATCH: reply.error = add_ward(g, m, fds, n, &reply); break;
 	case PSC_GUARDIAN_ACTIVATE: reply.error = activate(g, m); break;
 	case PSC_GUARDIAN_LISTEN: reply.error = listen_for(g, m, fds, n); break;
 	case PSC_GUARDIAN_RELEASE: reply.error = release(g, m); break;

@@ -66,6 +66,11 @@ PSC_MUST_CHECK int psc_ward_take_result(struct psc_ward *ward, struct psc_work *
 /* True if this process may filter the target, as far as can be known before. */
 bool psc_ward_can_inject(const struct psc_ward *ward);
 
+/* 0, or -errno with *ret_refusal and *ret_tid: why this process could not filter the target, as it is now. The
+ * same would hold at the deadline: filters and strict mode are never left. */
+PSC_MUST_CHECK int psc_ward_foresee(const struct psc_ward *ward, const struct psc_filter *filter,
+				    enum psc_refusal *ret_refusal, pid_t *ret_tid);
+
 /* Receive one notification without waiting longer than some milliseconds, and
  * answer it. -ENOENT: none is there any more. -ESHUTDOWN: no task is left under the listener. */
 PSC_MUST_CHECK int psc_ward_answer_one(int listener, const struct psc_answer *answer);
@@ -109,6 +114,8 @@ struct psc_reply {
 	uint32_t serial, ward;
 	int32_t error;
 	bool inject;
+	enum psc_refusal refusal; /* of WATCH */
+	pid_t tid;
 	int32_t manager;
 	uint32_t wards;
 };

@@ -39,6 +39,8 @@ static bool send_reply(struct psc_guardian *g, const struct psc_reply *reply, co
 		.ward = reply->ward,
 		.error = reply->error,
 		.inject = reply->inject,
+		.refusal = reply->refusal,
+		.tid = reply->tid,
 		.manager = reply->manager,
 		.wards = reply->wards,
 	};

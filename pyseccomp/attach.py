@@ -92,6 +92,9 @@ class AttachmentState:
     task: TaskState
 
 
+_REFUSED_PERMISSION, _REFUSED_STRICT, _REFUSED_FILTERED = 3, 6, 7  # enum psc_refusal
+
+
 class Attachment(Owned):
     """A filter bound to one process. Made by :meth:`Filter.attach`; owns the listener, if the filter notifies.
 
@@ -322,6 +325,22 @@ class Attachment(Owned):
             ),
             fds,
         )
+
+    def _explain_watch(self, message: guardian.Message) -> AttachError | UnsupportedError | KernelError:
+        """The error that says why the guardian could not filter the process, as it has found when it was asked to watch it."""
+        error = -message["error"] or errno.EACCES
+        if message["refusal"] == _REFUSED_PERMISSION:
+            return NotPermittedError(
+                error,
+                f"attach to pid {self.pid} with a guardian: the guardian, which acts when this process is dead, would not be permitted "
+                f"to: {_why_guardian_not_permitted(self.pid, self.on_deadline == 'kill')}",
+            )
+        return explain(message["refusal"], error, self.pid, message["tid"], 0, (), self.timeout)
+
+    def _is_refused_for_good(self, message: guardian.Message) -> bool:
+        """Whether what the guardian has found keeps this process too from ever filtering the target."""
+        refusal = message["refusal"]
+        return refusal == _REFUSED_STRICT or (refusal == _REFUSED_FILTERED and not may_suspend_filters())
 
     def _on_acted(self, message: guardian.Message, fds: list[_core.Fd]) -> None:
         """The guardian has acted at the deadline. For Filter only."""
@@ -991,6 +1010,15 @@ def _own_filter_forbids() -> str | None:
         if error or died_of:
             return call
     return None
+
+
+def _why_guardian_not_permitted(pid: int, kill: bool) -> str:
+    if kill:
+        return f"kill(2) takes the same user, or CAP_KILL: it belongs to user {query(pid).uid}"
+    scope = gate.yama_scope()
+    if _own_filter_forbids() is None and scope == 1:
+        return "YAMA's ptrace_scope 1 lets it attach with CAP_SYS_PTRACE alone, because it is no ancestor of the target"
+    return _why_not_permitted(pid)
 
 
 def _why_not_permitted(pid: int) -> str:

@@ -534,7 +534,8 @@ class Filter(Owned, Receiver):
         deadline: with active=False, or with activate_on= an event or (of a gate) a call, seconds after which the attachment is
         activated, or the process killed, as on_deadline says; the death of this process is the deadline too (not so of what parked
         itself: its own thread keeps the time, whoever lives). A process that can
-        then not be filtered, for ``timeout`` seconds, is killed. on_supervisor_death: what calls that are notified get when this
+        then not be filtered, for ``timeout`` seconds, is killed. One of which that is known now (it carries filters that the guardian
+        may not suspend) is refused, with on_deadline="activate". on_supervisor_death: what calls that are notified get when this
         process is dead, those that it had received through this object among them: allow(), deny(errno) or kill(), which kills the
         target as well; hold(): they wait, received ones too, until another process of the same user calls :func:`reclaim` (takes
         ``Filter(name=)``); None: ENOSYS, from the kernel. Both are kept by a guardian, a small process that sleeps until then and is
@@ -767,8 +768,11 @@ class Filter(Owned, Receiver):
         attachment._changed("active" if attachment.activated else "inactive", "attached as a gate")
         return attachment
 
-    def _guard(self, attachment: Attachment, answer: Answer | None, deadline: float | None) -> None:
-        """Put an attachment into the guardian's care before anything is done to its process."""
+    def _guard(self, attachment: Attachment, answer: Answer | None, deadline: float | None, pending: bool = True) -> None:
+        """Put an attachment into the guardian's care before anything is done to its process.
+
+        pending: the filter is still to come into force, so what is known to prevent that is raised.
+        """
         if attachment.pid == os.getpid():
             raise UnsupportedError(
                 errno.EOPNOTSUPP, "attach to oneself: nobody supervises from outside, so no guardian can; fork a target"
@@ -778,7 +782,7 @@ class Filter(Owned, Receiver):
             guardian = self._start_guardian()
             ward, self._next_ward = self._next_ward, self._next_ward + 1
             self._wards[ward] = weakref.ref(attachment)
-        attachment._guardian_injects = guardian.watch(
+        message = guardian.watch(
             ward,
             attachment.pidfd,
             f"attach to pid {attachment.pid} with a guardian",
@@ -793,7 +797,13 @@ class Filter(Owned, Receiver):
             no_new_privs=NO_NEW_PRIVS[attachment.no_new_privs],
             foreign_arch=self.foreign_arch == "allow",
         )
+        if message["error"]:
+            self._wards.pop(ward, None)
+            raise attachment._explain_watch(message)
         attachment._ward, attachment._death = ward, answer
+        attachment._guardian_injects = bool(message["inject"])
+        if pending and deadline is None and attachment._is_refused_for_good(message):
+            raise attachment._explain_watch(message)
 
     def _start_guardian(self) -> Guardian:
         with self._lock:
@@ -810,7 +820,7 @@ class Filter(Owned, Receiver):
 
     def _guard_active(self, attachment: Attachment, answer: Answer) -> None:
         """Put an attachment that is in force, and its listeners, into the guardian's care. For this package only."""
-        self._guard(attachment, answer, None)
+        self._guard(attachment, answer, None, pending=False)
         attachment._guardian_injects = False
         assert self._guardian is not None and attachment._ward is not None
         self._guardian.listen(attachment._ward, attachment.listeners)

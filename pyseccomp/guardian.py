@@ -20,7 +20,7 @@ from typing import Any
 
 from pyseccomp import _core, shortage
 from pyseccomp.owned import Moment, Worker
-from pyseccomp.errors import KernelError, NotPermittedError, ShortageError, UnsupportedError
+from pyseccomp.errors import KernelError, ShortageError, UnsupportedError
 
 HELLO, WATCH, ACTIVATE, LISTEN, RELEASE, BYE = range(1, 7)
 INFO, RECLAIM = 7, 8
@@ -103,12 +103,14 @@ class Guardian:
         """Start to hear. The thread is known to run or not to, whatever a signal handler raises."""
         self._thread.start()
 
-    def watch(self, ward: int, pidfd: int, what: str, **options: Any) -> bool:
-        """Put a target into its care; True if it can inject there.
+    def watch(self, ward: int, pidfd: int, what: str, **options: Any) -> Message:
+        """Put a target into its care. Of the answer, inject says whether it can inject there, refusal (not 0) why it could not now.
 
-        Raises NotPermittedError when it could not do at the deadline what it is asked to.
+        An answer with an error and a refusal (enum psc_refusal) says that it could not do at the deadline what it is asked to.
+        Raises KernelError when it cannot be asked, or cannot take the target.
         """
-        return bool(self._ask(what, WATCH, [pidfd], ward=ward, **options)["inject"])
+        message = self._exchange(WATCH, [pidfd], PATIENCE, None, ward=ward, **options)
+        return message if message.get("refusal") else self._check(what, message)
 
     def activate(self, ward: int, timeout_ns: int, then: OnActed) -> Message:
         """Filter a ward: the message that tells the result. ``then`` gets it first, with the listeners, in the thread that hears.
@@ -164,14 +166,10 @@ class Guardian:
         self._socket.close()
 
     def _ask(self, what: str, kind: int, fds: Sequence[int], **fields: Any) -> Message:
-        message = self._exchange(kind, fds, PATIENCE, None, **fields)
+        return self._check(what, self._exchange(kind, fds, PATIENCE, None, **fields))
+
+    def _check(self, what: str, message: Message) -> Message:
         error = -message["error"]
-        if error == errno.EPERM:
-            raise NotPermittedError(
-                error,
-                f"{what}: the guardian, which acts when this process is dead, would not be permitted to (ptrace: same user, "
-                "and under YAMA's ptrace_scope 1 CAP_SYS_PTRACE)",
-            )
         if error == errno.ETIMEDOUT:
             raise KernelError(error, f"{what}: the guardian has not answered: {self.why_silent()}")
         if error:
