@@ -187,12 +187,7 @@ long psc_tracee_request(long what, pid_t tid, uint64_t address, uint64_t data)
 
 static bool is_in_ptrace_stop(pid_t tid)
 {
-	char text[512], *name_end;
-
-	if (psc_read_proc(tid, "stat", text, sizeof(text)) <= 0)
-		return false;
-	name_end = strrchr(text, ')');
-	return name_end && name_end[1] == ' ' && name_end[2] == 't';
+	return psc_task_letter(tid) == 't';
 }
 
 int psc_tracee_go_on(long how, pid_t tid, int signal)

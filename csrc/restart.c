@@ -147,15 +147,10 @@ enum psc_restart psc_restart_step(pid_t tid, int status, unsigned long options)
 }
 
 /* After its entry-stop the thread sleeps interruptibly only inside the call: behind the
- * check of filters. 1: it does. 0: not yet. -ESRCH: there is no such thread. */
-static int is_asleep(pid_t tid)
+ * check of filters. */
+static bool is_asleep(pid_t tid)
 {
-	char text[512], *name_end;
-
-	if (psc_read_proc(tid, "stat", text, sizeof(text)) <= 0)
-		return -ESRCH;
-	name_end = strrchr(text, ')');
-	return name_end && name_end[1] == ' ' && name_end[2] == 'S';
+	return psc_task_letter(tid) == 'S';
 }
 
 /* The next stop or death of the thread; with asleep_too, or that it sleeps. 0: *ret_status
@@ -171,7 +166,7 @@ static int wait_for(pid_t tid, bool asleep_too, uint64_t deadline, int *ret_stat
 			return 0;
 		if (r < 0 && r != -EINTR)
 			return (int)r;
-		if (asleep_too && is_asleep(tid) == 1)
+		if (asleep_too && is_asleep(tid))
 			return 1;
 		if (psc_now_ns() > deadline)
 			return -ETIMEDOUT;

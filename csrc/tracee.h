@@ -85,6 +85,9 @@ bool psc_visit_is_worker(pid_t tid);
 /* A file of /proc/PID as a string, cut where it is too long. The length, or -errno. */
 PSC_MUST_CHECK long psc_read_proc(pid_t pid, const char *name, char *text, size_t size);
 
+/* The state letter of proc_pid_stat(5), 't' in a ptrace-stop; 0: no such task. */
+char psc_task_letter(pid_t tid);
+
 /* Seize and stop all threads, until a whole scan finds no unknown one. On
  * failure call psc_visit_release() all the same. -EBUSY: other_tracer holds
  * blamed. -EPERM, -ESRCH. -ETIMEDOUT: blamed would not stop. */

@@ -130,19 +130,26 @@ long psc_read_proc(pid_t pid, const char *name, char *text, size_t size)
 	return n;
 }
 
-/* The kernel tells nobody of the task itself. Who is frozen sleeps, interruptibly, where
- * else only the stopped are; where the kernel names no functions nobody seems frozen. */
-bool psc_visit_is_frozen(pid_t pid)
+char psc_task_letter(pid_t tid)
 {
 	char text[512], *name_end;
+
+	if (psc_read_proc(tid, "stat", text, sizeof(text)) <= 0)
+		return 0;
+	name_end = strrchr(text, ')');
+	return name_end && name_end[1] == ' ' ? name_end[2] : 0;
+}
+
+/* No file tells this of a task itself. A frozen one sleeps interruptibly in a function where
+ * otherwise only stopped ones are. Where the kernel names no functions none seems frozen. */
+bool psc_visit_is_frozen(pid_t pid)
+{
+	char text[512];
 
 	if (psc_read_proc(pid, "wchan", text, sizeof(text)) <= 0 ||
 	    (strcmp(text, "get_signal") != 0 && strcmp(text, "do_freezer_trap") != 0))
 		return false;
-	if (psc_read_proc(pid, "stat", text, sizeof(text)) <= 0)
-		return false;
-	name_end = strrchr(text, ')');
-	return name_end && name_end[1] == ' ' && name_end[2] == 'S';
+	return psc_task_letter(pid) == 'S';
 }
 
 /* The target chooses the name of a thread, but not its flags. Workers bear these names if
