@@ -132,12 +132,17 @@ def _start(filter: Filter, attachments: Sequence[Attachment], responder: Respond
         finally:
             os._exit(1)
     theirs.close()
-    with ours:
-        ours.settimeout(_READY)
-        data = ours.recv(holder.MAX_ANSWER)
-    if not data:
-        raise ReclaimError(errno.ECONNRESET, f"holder {name!r} died before it was ready")
-    return holder.unpack(json.loads(data))
+    try:
+        with ours:
+            ours.settimeout(_READY)
+            data = ours.recv(holder.MAX_ANSWER)
+        if not data:
+            raise ReclaimError(errno.ECONNRESET, f"holder {name!r} died before it was ready")
+        return holder.unpack(json.loads(data))
+    except BaseException:  # this process answers on, and must be the only one
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
 
 
 def _live(
