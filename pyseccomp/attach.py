@@ -866,7 +866,7 @@ def explain(
                 "ps.query() tells; it has no listener then",
             )
         case 12:
-            return AttachError(error, f"{what}: the injecting process could not run or was killed: {os.strerror(error)}")
+            return AttachError(error, f"{what}: the injecting process could not be started, or a call failed that it needs: {os.strerror(error)}")
         case 13:
             return PartialAttachError(
                 error,
