@@ -118,9 +118,9 @@ static int run_loader(struct psc_commit *commit, long *ret_result)
 }
 
 /* The call by the thread itself. */
-static int run_main(struct psc_commit *commit, bool no_new_privs, long *ret_result)
+static int run_main(struct psc_commit *commit, long *ret_result)
 {
-	int r = psc_tracee_run_main(&commit->job->visit, commit->tracee, &commit->site, no_new_privs, ret_result);
+	int r = psc_tracee_run_main(&commit->job->visit, commit->tracee, &commit->site, ret_result);
 
 	commit->loaded = r == 0 && *ret_result >= 0;
 	if (commit->loaded)
@@ -146,7 +146,6 @@ static int build_site(struct psc_commit *commit, uint64_t address, uint32_t flag
 	};
 	int r = psc_site_build(&job->visit, commit->tracee, &job->cave, &script, &commit->site);
 
-	commit->unmaps = script.unmap;
 	if (r == -ENOSPC)
 		return psc_job_refuse(job, PSC_REFUSED_NO_ROOM, r);
 	return r < 0 ? psc_commit_refuse_request(commit, r) : 0;
@@ -163,7 +162,7 @@ static int run(struct psc_commit *commit, uint64_t address, uint32_t flags, bool
 	if (manager_died(job))
 		return psc_job_refuse(job, PSC_REFUSED_INJECTOR, -ECANCELED);
 	commit->begun = true;
-	r = commit->by_loader ? run_loader(commit, ret_result) : run_main(commit, no_new_privs, ret_result);
+	r = commit->by_loader ? run_loader(commit, ret_result) : run_main(commit, ret_result);
 	commit->begun = r < 0 || commit->loaded;
 	if (r == 0 && no_new_privs && (commit->loaded || !commit->by_loader))
 		job->result->no_new_privs_set |= job->before.threads[0].no_new_privs == 0;
@@ -247,10 +246,10 @@ static int load(struct psc_commit *commit, uint64_t address, uint32_t flags, lon
 	return r == 1 ? -EAGAIN : r;
 }
 
-/* After a failure: the memory for the program stays, unless the loader unmaps it or psc_job_give_up() will. */
+/* After a failure: the memory for the program stays, unless psc_job_give_up() unmaps it. */
 static void note_memory_left(struct psc_commit *commit)
 {
-	if (commit->map && !commit->job->map && !(commit->loaded && commit->by_loader && commit->unmaps))
+	if (commit->map && !commit->job->map)
 		commit->job->result->residue += psc_job_map_size(commit->job);
 }
 

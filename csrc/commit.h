@@ -17,7 +17,6 @@ struct psc_commit {
 	int filters;	   /* in its chain; -1: not known */
 	bool suspended;
 	uint64_t map;
-	bool unmaps;	   /* main gives it back */
 	struct psc_site site;
 	bool by_loader;	   /* a temporary thread makes the call, not this one */
 	bool begun;	   /* the call may have been made, or may be made yet */

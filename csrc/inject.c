@@ -99,7 +99,7 @@ static void emit_main(struct psc_code *code, const struct psc_abi *abi, const st
  * own, and ends by itself whatever happens to the injector. */
 static void emit_loader(struct psc_code *code, const struct psc_abi *abi, const struct psc_script *script, size_t *ret_done)
 {
-	const uint64_t clone_args[2] = { CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD };
+	const uint64_t clone_args[2] = { PSC_LOADER_CLONE_FLAGS };
 	const uint64_t prctl_args[5] = { PR_SET_NO_NEW_PRIVS, 1 };
 	const uint64_t seccomp_args[3] = { SECCOMP_SET_MODE_FILTER, script->flags, script->fprog };
 	const uint64_t unmap_args[2] = { script->map, script->map_size };
@@ -111,7 +111,6 @@ static void emit_loader(struct psc_code *code, const struct psc_abi *abi, const 
 	if (script->no_new_privs)
 		psc_emit_call(code, abi, abi->prctl, 5, prctl_args, false);
 	psc_emit_call(code, abi, abi->seccomp, 3, seccomp_args, false);
-	psc_emit_save_result(code, abi);
 	failed = psc_emit_jump_if_error(code);
 	if (script->unmap)
 		psc_emit_call(code, abi, abi->munmap, 2, unmap_args, false);
@@ -128,7 +127,12 @@ int psc_site_build(struct psc_visit *visit, struct psc_tracee *tracee, const str
 	uint8_t bytes[PSC_SITE_SIZE];
 	struct psc_code code = { bytes, sizeof(bytes), 0, cave->address };
 	struct psc_regs resume = tracee->regs;
-	struct psc_site site = { .main = cave->address + sizeof(tracee->sigmask) };
+	struct psc_site site = {
+		.main = cave->address + sizeof(tracee->sigmask),
+		.fprog = script->fprog,
+		.flags = script->flags,
+		.no_new_privs = script->no_new_privs,
+	};
 	const uint64_t mask_args[4] = { SIG_SETMASK, cave->address, 0, 8 };
 	size_t done = 0;
 	int r;
@@ -282,8 +286,6 @@ static int is_wanted(int status, enum psc_stop wanted)
 	switch (wanted) {
 	case PSC_STOP_TRAP:
 		return event == PTRACE_EVENT_STOP ? 0 : -EAGAIN;
-	case PSC_STOP_EXIT:
-		return event == PTRACE_EVENT_EXIT ? 0 : -EAGAIN;
 	case PSC_STOP_CLONE:
 		if (event == PTRACE_EVENT_CLONE)
 			return 1;
@@ -391,15 +393,39 @@ static int continue_notified(struct psc_visit *visit, struct psc_tracee *tracee,
 	return psc_tracee_resume(visit, tracee, site, PSC_STOP_TRAP);
 }
 
+int psc_tracee_enter_call(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, long nr, int n,
+			  const uint64_t *args)
+{
+	struct psc_regs regs;
+	int r = psc_tracee_resume(visit, tracee, site, PSC_STOP_SYSCALL);
+
+	if (r == 0)
+		r = psc_tracee_get_regs(tracee, &regs);
+	return r == 0 && psc_regs_pin(&regs, nr, n, args) ? psc_tracee_set_regs(tracee, &regs) : r;
+}
+
+int psc_tracee_enter_seccomp(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site)
+{
+	const struct psc_abi *abi = psc_abi_of(&tracee->regs);
+	const uint64_t prctl_args[2] = { PR_SET_NO_NEW_PRIVS, 1 };
+	const uint64_t seccomp_args[3] = { SECCOMP_SET_MODE_FILTER, site->flags, site->fprog };
+	int r = 0;
+
+	if (site->no_new_privs) {
+		r = psc_tracee_enter_call(visit, tracee, site, abi->prctl, 2, prctl_args);
+		if (r == 0)
+			r = psc_tracee_resume(visit, tracee, site, PSC_STOP_SYSCALL);
+	}
+	return r < 0 ? r : psc_tracee_enter_call(visit, tracee, site, abi->seccomp, 3, seccomp_args);
+}
+
+/* From the entry of a call. */
 static int run_to_end_of_call(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
 			      int listener, long *ret_result)
 {
 	struct psc_regs regs;
 	int r;
 
-	r = psc_tracee_resume(visit, tracee, site, PSC_STOP_SYSCALL);
-	if (r < 0)
-		return r;
 	if (listener >= 0)
 		r = continue_notified(visit, tracee, site, listener);
 	else
@@ -421,19 +447,20 @@ int psc_tracee_call(struct psc_visit *visit, struct psc_tracee *tracee, const st
 
 	psc_regs_call(&regs, site->call, nr, args);
 	r = psc_tracee_set_regs(tracee, &regs);
+	if (r == 0)
+		r = psc_tracee_enter_call(visit, tracee, site, nr, 6, args);
 	return r < 0 ? r : run_to_end_of_call(visit, tracee, site, listener, ret_result);
 }
 
-int psc_tracee_run_main(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
-			bool no_new_privs, long *ret_result)
+int psc_tracee_run_main(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, long *ret_result)
 {
 	struct psc_regs regs = tracee->regs;
 	int r;
 
 	psc_regs_enter(&regs, site->main);
 	r = psc_tracee_set_regs(tracee, &regs);
-	for (int stops = no_new_privs ? 2 : 0; r >= 0 && stops > 0; stops--)
-		r = psc_tracee_resume(visit, tracee, site, PSC_STOP_SYSCALL); /* entry and exit of prctl */
+	if (r == 0)
+		r = psc_tracee_enter_seccomp(visit, tracee, site);
 	return r < 0 ? r : run_to_end_of_call(visit, tracee, site, -1, ret_result);
 }
 

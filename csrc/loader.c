@@ -1,7 +1,7 @@
 /* loader.c - have a temporary thread of the target load a program.
  *
  *   maker    clone() .......... stops ............................. restored
- *   loader           stands at birth, [prctl] seccomp [munmap] exit(), stands at its end
+ *   loader           stands at birth, [prctl] seccomp, stands, exit()
  *
  * The loader shares the memory of its maker and has its filters, but it has a copy of
  * its descriptors: a listener that it makes is in no table of the target. It is a thread
@@ -10,6 +10,10 @@
  * The invariant: the loader executes code in the cave until it is seen in exit() or dead.
  * Until then loader->injected is set, and the code stays.
  *
+ * A process that can write to the target's memory can rewrite the code. So what clone(),
+ * seccomp() and exit() are called with is set in the registers, at their entry: without TSYNC
+ * the loader alone would have the filter, with CLONE_FILES the target would keep the listener.
+ *
  * clone() returns the loader's number in the target's pid namespace. The tracer takes it
  * from PTRACE_GETEVENTMSG, which translates it.
  */
@@ -17,6 +21,7 @@
 #include "tracee.h"
 
 #include <linux/ptrace.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -52,12 +57,13 @@ static int take_newborn(struct psc_visit *visit, struct psc_tracee *maker, struc
 /* clone() makes nothing while a signal is pending (ERESTARTNOINTR), and is made again. */
 static int run_to_birth(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site, long *ret_error)
 {
+	const uint64_t args[2] = { PSC_LOADER_CLONE_FLAGS };
 	int r = 0;
 
 	for (int tries = 0; r == 0 && tries < BIRTH_TRIES; tries++) {
 		struct psc_regs regs;
 
-		r = psc_tracee_resume(visit, tracee, site, PSC_STOP_SYSCALL);
+		r = psc_tracee_enter_call(visit, tracee, site, psc_abi_of(&tracee->regs)->clone, 2, args);
 		if (r == 0)
 			r = psc_tracee_resume(visit, tracee, site, PSC_STOP_CLONE);
 		if (r != 0)
@@ -87,7 +93,7 @@ int psc_loader_start(struct psc_visit *visit, struct psc_tracee *tracee, const s
 	if (r == 1)
 		r = take_newborn(visit, tracee, ret_loader);
 	if (r == 0)
-		r = (int)psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, ret_loader->tid, 0, options | PTRACE_O_TRACEEXIT);
+		r = (int)psc_sys(SYS_ptrace, PTRACE_SETOPTIONS, ret_loader->tid, 0, options);
 	if (r == 0)
 		r = psc_tracee_block_signals(ret_loader);
 	return r;
@@ -95,28 +101,48 @@ int psc_loader_start(struct psc_visit *visit, struct psc_tracee *tracee, const s
 
 int psc_loader_run(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site, long *ret_result)
 {
-	const struct psc_abi *abi = psc_abi_of(&loader->regs);
 	struct psc_regs regs;
-	int r = psc_tracee_resume(visit, loader, site, PSC_STOP_EXIT);
+	int r = psc_tracee_enter_seccomp(visit, loader, site);
 
 	if (r == 0)
+		r = psc_tracee_resume(visit, loader, site, PSC_STOP_SYSCALL);
+	if (r == 0)
 		r = psc_tracee_get_regs(loader, &regs);
+	if (r == 0)
+		*ret_result = psc_regs_result(&regs);
+	return r;
+}
+
+/* From wherever it stands into exit(). */
+static int enter_exit(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site)
+{
+	const uint64_t args[6] = { 0 };
+	struct psc_regs regs = loader->regs;
+	long nr = psc_abi_of(&regs)->exit;
+	int r;
+
+	if (!loader->injected)
+		return 0;
+	psc_regs_call(&regs, site->call, nr, args);
+	r = psc_tracee_set_regs(loader, &regs);
+	if (r == 0)
+		r = psc_tracee_enter_call(visit, loader, site, nr, 1, args);
+	if (r == 0)
+		loader->injected = false;
+	return r;
+}
+
+int psc_loader_leave(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site)
+{
+	int r = enter_exit(visit, loader, site);
+
 	if (r < 0)
 		return r;
-	loader->injected = false;
-	if (psc_regs_syscall(&regs) != abi->exit || psc_regs_ip(&regs) < site->main || psc_regs_ip(&regs) >= site->end)
-		return -ESRCH; /* its process is being killed */
-	*ret_result = psc_regs_saved(&regs);
+	psc_sys(SYS_ptrace, PTRACE_CONT, loader->tid, 0, 0);
+	visit->dying = loader->tid;
 	return 0;
 }
 
-void psc_loader_leave(struct psc_visit *visit, const struct psc_tracee *loader)
-{
-	psc_sys(SYS_ptrace, PTRACE_CONT, loader->tid, 0, 0);
-	visit->dying = loader->tid;
-}
-
-/* The timer that wakes waits may be gone by now, so this looks and naps. */
 void psc_loader_reap(struct psc_visit *visit)
 {
 	const struct timespec nap = { 0, 20000 };
@@ -134,44 +160,33 @@ void psc_loader_reap(struct psc_visit *visit)
 	visit->dying = 0;
 }
 
-/* Have a loader that has not run, or not to its end, call exit(). */
-static int divert(struct psc_tracee *loader, const struct psc_site *site)
-{
-	const uint64_t args[6] = { 0 };
-	struct psc_regs regs;
-	int r = psc_tracee_get_regs(loader, &regs);
-
-	if (r < 0)
-		return r;
-	psc_regs_call(&regs, site->call, psc_abi_of(&regs)->exit, args);
-	return psc_tracee_set_regs(loader, &regs);
-}
-
 int psc_loader_end(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site)
 {
-	bool diverted = !loader->injected;
 	int r = 0, status;
 
 	if (!loader->tid) /* not known: a wait for 0 would take the stops of other threads */
 		return loader->injected ? -EIO : 0;
 	while (r == 0 && loader->state != PSC_TRACEE_DEAD) {
 		if (loader->state == PSC_TRACEE_STOPPED) {
-			r = diverted ? 0 : divert(loader, site);
+			r = enter_exit(visit, loader, site);
+			if (loader->state == PSC_TRACEE_DEAD)
+				break;
 			if (r < 0)
 				return r;
-			diverted = true;
 			psc_sys(SYS_ptrace, PTRACE_CONT, loader->tid, 0, 0);
 		}
 		r = psc_visit_wait(visit, loader->tid, &status);
 		if (r == -ECHILD || (r == 0 && !WIFSTOPPED(status))) {
 			loader->state = PSC_TRACEE_DEAD;
-			loader->injected = false;
-			return 0;
+			break;
 		}
 		if (r < 0)
 			break;
 		loader->state = PSC_TRACEE_STOPPED;
 		visit->stop_signal |= status >> 16 == 0 && WSTOPSIG(status) == SIGSTOP;
 	}
-	return r;
+	if (loader->state != PSC_TRACEE_DEAD)
+		return r;
+	loader->injected = false;
+	return 0;
 }

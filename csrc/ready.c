@@ -289,8 +289,6 @@ void psc_commit_unmap_program(struct psc_commit *commit, bool committed)
 	if (!commit->map)
 		return;
 	job->map = 0;
-	if (commit->by_loader && committed && commit->unmaps)
-		return;
 	if (job->stray) {
 		job->result->residue += psc_job_map_size(job);
 		return;
@@ -376,9 +374,7 @@ int psc_commit_end_loader(struct psc_commit *commit, struct psc_tracee *loader, 
 	int ended = 0, stopped = 0;
 
 	job->visit.deadline = psc_now_ns() + SETTLE_NS;
-	if (commit->loaded)
-		psc_loader_leave(&job->visit, loader);
-	else
+	if (!commit->loaded || psc_loader_leave(&job->visit, loader, &commit->site) < 0)
 		ended = psc_loader_end(&job->visit, loader, &commit->site);
 	job->stray |= loader->injected;
 	if (maker->injected && maker->state == PSC_TRACEE_STOPPED)

@@ -193,6 +193,9 @@ PSC_MUST_CHECK int psc_tracee_write(struct psc_visit *visit, struct psc_tracee *
  * puts its registers back and continues. */
 struct psc_site {
 	uint64_t main, call, end;
+	uint64_t fprog;	    /* what main says to seccomp() */
+	uint32_t flags;
+	bool no_new_privs;
 };
 
 /* What main does. Zero data means: only call and restore are wanted. */
@@ -239,14 +242,13 @@ PSC_MUST_CHECK int psc_tracee_call(struct psc_visit *visit, struct psc_tracee *t
 
 /* Have it run main up to the return of seccomp(). */
 PSC_MUST_CHECK int psc_tracee_run_main(struct psc_visit *visit, struct psc_tracee *tracee,
-				       const struct psc_site *site, bool no_new_privs, long *ret_result);
+				       const struct psc_site *site, long *ret_result);
 
 /* The stop that a thread is resumed to. */
 enum psc_stop {
 	PSC_STOP_SYSCALL, /* the entry or the exit of its next system call */
 	PSC_STOP_CLONE,   /* the same, or the birth of a thread: 1 */
 	PSC_STOP_TRAP,    /* that of an interrupt, made pending first: at the end of the call that it is in */
-	PSC_STOP_EXIT,    /* it is about to end (PTRACE_O_TRACEEXIT) */
 };
 
 /* Resume a thread that executes a site's code, until that stop. Errors as psc_tracee_call(). */
@@ -263,6 +265,9 @@ PSC_MUST_CHECK int psc_tracee_await(struct psc_visit *visit, struct psc_tracee *
 PSC_MUST_CHECK int psc_tracee_get_regs(const struct psc_tracee *tracee, struct psc_regs *ret_regs);
 PSC_MUST_CHECK int psc_tracee_set_regs(struct psc_tracee *tracee, const struct psc_regs *regs);
 
+/* A thread with the target's memory and handlers, and a copy of its descriptors. */
+#define PSC_LOADER_CLONE_FLAGS (CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD)
+
 /* Have the thread run main, made with script.loader, up to the birth of a thread, which then
  * stands before its first instruction as *ret_loader. Options are its PTRACE_O_*. The maker is on
  * its way to PSC_STOP_TRAP, to be awaited if its state is PSC_TRACEE_RUNNING.
@@ -271,19 +276,28 @@ PSC_MUST_CHECK int psc_tracee_set_regs(struct psc_tracee *tracee, const struct p
 PSC_MUST_CHECK int psc_loader_start(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
 				    unsigned long options, struct psc_tracee *ret_loader, long *ret_error);
 
-/* Run the loader to its end, where it stands with its descriptors still open. *ret_result is what
- * seccomp() returned. -ESRCH: it died. */
+/* Run the loader to the end of seccomp(), where it stands with its descriptors still open.
+ * *ret_result is what seccomp() returned. -ESRCH: it died. */
 PSC_MUST_CHECK int psc_loader_run(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site,
 				  long *ret_result);
 
-/* Let a loader that stands at its end go on into its death; then, when its process runs again, wait
- * for that. An exec of the process waits for it, too. */
-void psc_loader_leave(struct psc_visit *visit, const struct psc_tracee *loader);
+/* Take a loader that has loaded its program into exit(), from which no thread returns, and let it go on
+ * into its death; then, when its process runs again, wait for that. An exec of the process waits for it, too. */
+PSC_MUST_CHECK int psc_loader_leave(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site);
 void psc_loader_reap(struct psc_visit *visit);
 
 /* Wait for its death. One that has not run ends without having loaded anything. The code that it
  * runs may be removed only if loader->injected is false then. */
 PSC_MUST_CHECK int psc_loader_end(struct psc_visit *visit, struct psc_tracee *loader, const struct psc_site *site);
+
+/* The next call that the thread enters is this one, by its registers. A process that can write to its
+ * memory decides nothing by rewriting the code: neither what is called nor with what. */
+PSC_MUST_CHECK int psc_tracee_enter_call(struct psc_visit *visit, struct psc_tracee *tracee, const struct psc_site *site,
+					 long nr, int n, const uint64_t *args);
+
+/* The same for seccomp(), and for prctl() before it, which is passed. */
+PSC_MUST_CHECK int psc_tracee_enter_seccomp(struct psc_visit *visit, struct psc_tracee *tracee,
+					    const struct psc_site *site);
 
 /* Put registers and signal mask back. */
 PSC_MUST_CHECK int psc_tracee_restore(struct psc_visit *visit, struct psc_tracee *tracee);

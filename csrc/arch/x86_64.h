@@ -127,12 +127,6 @@ static inline long psc_regs_result(const struct psc_regs *regs)
 	return psc_abi_of(regs)->wide ? (long)regs->r.rax : (long)(int32_t)regs->r.rax;
 }
 
-/* What psc_emit_save_result() saved. */
-static inline long psc_regs_saved(const struct psc_regs *regs)
-{
-	return (int32_t)(psc_abi_of(regs)->wide ? regs->r.rbx : regs->r.rdi);
-}
-
 /* The call a stopped thread was in, or -1 when it was in user code. */
 static inline long psc_regs_syscall(const struct psc_regs *regs)
 {
@@ -198,6 +192,25 @@ static inline void psc_regs_call(struct psc_regs *regs, uint64_t ip, long nr, co
 		regs->r.rdi = args[4];
 		regs->r.rbp = args[5];
 	}
+}
+
+/* At the entry of a call: have the kernel make this call, with these first n arguments, whatever the
+ * code there says. True: the registers were others, and are changed. */
+static inline bool psc_regs_pin(struct psc_regs *regs, long nr, int n, const uint64_t *args)
+{
+	bool wide = psc_abi_of(regs)->wide;
+	unsigned long long *places[6] = {
+		wide ? &regs->r.rdi : &regs->r.rbx, wide ? &regs->r.rsi : &regs->r.rcx, &regs->r.rdx,
+		wide ? &regs->r.r10 : &regs->r.rsi, wide ? &regs->r.r8 : &regs->r.rdi, wide ? &regs->r.r9 : &regs->r.rbp,
+	};
+	bool changed = psc_regs_syscall(regs) != nr;
+
+	regs->r.orig_rax = (unsigned long long)nr;
+	for (int i = 0; i < n; i++) {
+		changed |= psc_regs_arg(regs, i) != (wide ? args[i] : (uint32_t)args[i]);
+		*places[i] = args[i];
+	}
+	return changed;
 }
 
 /* What the kernel itself would make of an interrupted call's registers
@@ -287,15 +300,6 @@ static inline void psc_emit_call(struct psc_code *code, const struct psc_abi *ab
 		psc_emit_load(code, abi->wide, regs[i], args[i]);
 	psc_emit_load(code, abi->wide, 0, (uint64_t)nr);
 	psc_emit_syscall(code, abi);
-}
-
-/* Keep the result of a call, 32 bits of it, past calls of up to four arguments. */
-static inline void psc_emit_save_result(struct psc_code *code, const struct psc_abi *abi)
-{
-	if (abi->wide)
-		psc_emit_bytes(code, 0x89, 0xc3); /* mov %eax, %ebx */
-	else
-		psc_emit_bytes(code, 0x89, 0xc7); /* mov %eax, %edi */
 }
 
 /* test %eax,%eax; js target. The target is patched in by psc_emit_land(). */

