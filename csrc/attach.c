@@ -114,7 +114,23 @@ static int injector(void *arg)
 	return 0;
 }
 
-int psc_injector_run(int (*work)(void *), void *arg)
+/* Poll takes milliseconds. */
+static void kill_at(pid_t pid, uint64_t deadline)
+{
+	struct pollfd ended = { .fd = (int)psc_syscall(SYS_pidfd_open, pid, 0), .events = POLLIN };
+	uint64_t now;
+
+	if (ended.fd < 0)
+		return;
+	while ((now = psc_now_ns()) < deadline)
+		if (poll(&ended, 1, (int)((deadline - now) / 1000000 < 1000000 ? (deadline - now) / 1000000 + 1 : 1000000)) > 0)
+			break;
+	if (now >= deadline)
+		(void)psc_syscall(SYS_pidfd_send_signal, ended.fd, SIGKILL, NULL, 0);
+	close(ended.fd);
+}
+
+int psc_injector_run(int (*work)(void *), void *arg, uint64_t deadline)
 {
 	const int flags = CLONE_VM | CLONE_FILES | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
 	const struct timespec nap = { 0, 100000 };
@@ -130,6 +146,8 @@ int psc_injector_run(int (*work)(void *), void *arg)
 	if (pid < 0) {
 		status = -errno;
 	} else {
+		if (deadline)
+			kill_at(pid, deadline);
 		/* Another wait of this process may have reaped it. Its stack is in use until then. */
 		while (waitpid(pid, &status, __WALL) < 0 && (errno == EINTR || alive))
 			if (errno != EINTR)
@@ -171,7 +189,7 @@ static int run_thread(struct errand *errand)
 
 /* All signals wait: the injector inherits the mask, and a handler must not run
  * on memory that it shares with us. */
-int psc_injector_do(bool as_thread, int (*work)(void *), void *arg)
+int psc_injector_do(bool as_thread, int (*work)(void *), void *arg, uint64_t deadline)
 {
 	struct errand errand = { work, arg, 0 };
 	sigset_t all, old;
@@ -179,7 +197,7 @@ int psc_injector_do(bool as_thread, int (*work)(void *), void *arg)
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = as_thread ? run_thread(&errand) : psc_injector_run(work, arg);
+	r = as_thread ? run_thread(&errand) : psc_injector_run(work, arg, deadline);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	return r;
 }
@@ -189,7 +207,7 @@ static int run_injector(struct psc_job *job)
 	int r;
 
 	job->outcome = -EINTR;
-	r = psc_injector_do(!job->visit.own_signals, injector, job);
+	r = psc_injector_do(!job->visit.own_signals, injector, job, job->visit.deadline + PSC_INJECTOR_GRACE_NS);
 	if (r < 0)
 		return psc_job_refuse(job, PSC_REFUSED_INJECTOR, r);
 	return job->outcome;

@@ -136,11 +136,15 @@ bool psc_attach_was_passing(const struct psc_attach_options *options, const stru
 /* Say why psc_visit_stop() failed. */
 int psc_job_stop_failed(struct psc_job *job, int error);
 
+/* What an injector may take beyond the caller's time-out: the two halves of a commit, and some more. */
+#define PSC_INJECTOR_GRACE_NS 5000000000
+
 /* Run work(arg) in a process that shares our memory and files, and wait for its
- * end. Call it with all signals blocked. -EINTR: it was killed. */
-PSC_MUST_CHECK int psc_injector_run(int (*work)(void *), void *arg);
+ * end. Call it with all signals blocked. An injector that still runs at the deadline (CLOCK_MONOTONIC,
+ * ns; 0: none) waits for something that the target has made, and is killed. -EINTR: it was killed. */
+PSC_MUST_CHECK int psc_injector_run(int (*work)(void *), void *arg, uint64_t deadline);
 
 /* The same with signals blocked meanwhile; in_thread: in a thread of ours. */
-PSC_MUST_CHECK int psc_injector_do(bool in_thread, int (*work)(void *), void *arg);
+PSC_MUST_CHECK int psc_injector_do(bool in_thread, int (*work)(void *), void *arg, uint64_t deadline);
 
 #endif

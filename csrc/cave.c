@@ -195,6 +195,16 @@ static bool find_vdso(pid_t tid, uint64_t limit, struct search *search)
 	return true;
 }
 
+bool psc_memory_is_present(pid_t tid, uint64_t address, size_t size)
+{
+	int pagemap = (int)open_proc(tid, "pagemap");
+	bool present = is_present(pagemap, address) && is_present(pagemap, address + size - 1);
+
+	if (pagemap >= 0)
+		psc_sys(SYS_close, pagemap);
+	return present;
+}
+
 int psc_cave_find(pid_t tid, int mem, size_t size, uint64_t limit, bool stopped, struct psc_cave *ret_cave)
 {
 	struct search search = { .mem = mem, .pagemap = -1, .wanted = size, .limit = limit };

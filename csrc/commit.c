@@ -92,7 +92,7 @@ static void read_back(struct psc_commit *commit, pid_t tid)
 	if (len == (long)job->options->len)
 		commit->replaced = memcmp(insns, job->image->insns, (size_t)len * sizeof(*insns)) != 0;
 	else
-		commit->replaced = len > 0 || len == -ENOENT;
+		commit->replaced = len > 0 || len == -ENOENT || len == -EINVAL; /* EINVAL: it has no filter at all */
 }
 
 /* The call by a temporary thread. 1: none can be made. */

@@ -81,7 +81,7 @@ static int run(struct dump_job *job)
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = psc_injector_run(dumper, job);
+	r = psc_injector_run(dumper, job, job->visit.deadline + PSC_INJECTOR_GRACE_NS);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	return r < 0 ? r : job->outcome;
 }

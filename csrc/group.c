@@ -567,7 +567,7 @@ static int attempt(const struct psc_group_options *options, uint64_t deadline, s
 	int r = prepare(&group), reported;
 
 	if (r == 0)
-		r = psc_injector_do(options->attach.in_thread, work, &group);
+		r = psc_injector_do(options->attach.in_thread, work, &group, 0);
 	if (r < 0 && !group.refused)
 		psc_group_refuse(&group, NULL, PSC_REFUSED_INJECTOR, r);
 	reported = report(&group, ret);

@@ -170,7 +170,9 @@ void psc_tracee_abort_rseq(struct psc_visit *visit, struct psc_tracee *tracee)
 		return;
 	if (psc_sys(SYS_ptrace, PTRACE_GET_RSEQ_CONFIGURATION, tracee->tid, sizeof(config), &config) < 0 || !config.area)
 		return;
-	if (psc_sys(SYS_pread64, visit->mem, &address, 8, config.area + offsetof(struct rseq, rseq_cs)) != 8 || !address)
+	address = config.area + offsetof(struct rseq, rseq_cs);
+	if (!psc_memory_is_present(tracee->tid, address, 8) || psc_sys(SYS_pread64, visit->mem, &address, 8, address) != 8 ||
+	    !address || !psc_memory_is_present(tracee->tid, address, sizeof(section)))
 		return;
 	if (psc_sys(SYS_pread64, visit->mem, &section, sizeof(section), address) != sizeof(section))
 		return;

@@ -175,6 +175,9 @@ struct psc_cave {
 PSC_MUST_CHECK int psc_cave_find(pid_t tid, int mem, size_t size, uint64_t limit, bool stopped,
 				 struct psc_cave *ret_cave);
 
+/* Are these bytes of a stopped target in memory, so that to read them asks no file system? */
+bool psc_memory_is_present(pid_t tid, uint64_t address, size_t size);
+
 /* Is the cave still there, executable and all zero? */
 PSC_MUST_CHECK int psc_cave_check(pid_t tid, int mem, const struct psc_cave *cave);
 

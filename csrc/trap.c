@@ -153,6 +153,6 @@ int psc_trap(int listener, const struct seccomp_notif *n, uint32_t data)
 
 	if (!n->pid)
 		return -EPERM;
-	r = psc_injector_run(helper, &trap);
+	r = psc_injector_run(helper, &trap, 0);
 	return r < 0 ? r : trap.outcome;
 }

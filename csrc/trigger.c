@@ -422,7 +422,7 @@ static void *host(void *arg)
 {
 	struct psc_trigger *trigger = arg;
 	const uint64_t one = 1;
-	int r = psc_injector_run(watcher, trigger);
+	int r = psc_injector_run(watcher, trigger, 0);
 
 	if (!trigger->done)
 		trigger->outcome = psc_job_refuse(&trigger->job, PSC_REFUSED_INJECTOR, r < 0 ? r : -EINTR);
