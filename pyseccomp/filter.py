@@ -809,12 +809,14 @@ class Filter(Owned, Receiver):
         with self._lock:
             if self._guardian is None:
                 name = self._name
-                warden = self._guardian = Guardian(*self._hooks())
+                warden = Guardian(*self._hooks())
                 try:
                     warden.start(self._memfd, self._inbox, None if name is None else lambda: names.take(name))
+                    # Not before: _on_lost() of one that dies in its start would wait for the lock, and close() for that.
+                    self._guardian = warden
                 except BaseException:
-                    warden.close()
                     self._guardian = None
+                    warden.close()
                     raise
             return self._guardian
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import pyseccomp as ps
 from attaching import DENIED, NOTIFY, ask, deny_getppid, errno_action, filter_counts, may_suspend, notify_getppid, program_bytes, wait_until
 from harness import build_victim, in_child, victim
+from matrix.faults import Fault, bad, run_fault
+from matrix.run import run_processes, victims
 from pyseccomp import guardian
 from test_attach_filtered import become_nobody
 from test_attach_uring import ended, with_worker
@@ -145,3 +148,13 @@ def bind_with_a_message_that_stays(error: str) -> tuple[str, int, str]:
 def test_a_message_that_cannot_be_taken_from_the_queue_is_not_received_twice(error: str) -> None:
     build_victim("idle")
     assert in_child(bind_with_a_message_that_stays, error) == ("active", 1, "active")
+
+
+@as_root
+@pytest.mark.skipif(shutil.which("strace") is None, reason="material lacks strace")
+def test_a_guardian_that_dies_in_its_start_does_not_hang_the_manager() -> None:
+    target = victims()[""]
+    assert target is not None
+    (result,) = run_processes([Fault("deadline", "mprotect", "ENOMEM", 3)], lambda fault: run_fault(fault, target), 1)
+    assert not isinstance(result, str), result
+    assert not bad(result[0]), result[0].line
