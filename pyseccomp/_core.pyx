@@ -1790,6 +1790,13 @@ cdef class Inbox:
         on_error(NotificationError(errno.EDEADLK, text), last)
         return 0
 
+    cdef int _answer_at_last(self, Event event, Answer fallback) except -1:
+        """Before the loop is left: no call waits for an answer that cannot come."""
+        if event.open:
+            with contextlib.suppress(NotificationError):
+                event._send(fallback.answer.kind, fallback.answer.error, fallback.answer.value, "deny")
+        return 0
+
     cdef Event _hand_over(self, Event event, call, Answer fallback, on_error):
         """Ask Python for one answer; the event returned is the next psc_serve()'s, with the answer due if there is one."""
         cdef Event after
@@ -1806,11 +1813,13 @@ cdef class Inbox:
                 event._give(<Answer>result)  # now: its descriptor is closed with it
         except Exception as error:
             result = fallback
-            on_error(error, event)
+            try:
+                on_error(error, event)
+            except BaseException:
+                self._answer_at_last(event, fallback)
+                raise
         except BaseException:
-            if event.open:
-                with contextlib.suppress(NotificationError):
-                    event._send(fallback.answer.kind, fallback.answer.error, fallback.answer.value, "deny")
+            self._answer_at_last(event, fallback)
             raise
         if Py_REFCNT(event) == 1 and not (event.open and (<Answer>result).answer.kind == cpsc.PSC_HOLD):
             after = event

@@ -36,6 +36,8 @@ _OPS: Final = {"==": Op.EQ, "!=": Op.NE, "<": Op.LT, "<=": Op.LE, ">": Op.GT, ">
 _ALL: Final = (1 << 64) - 1
 _SPACE: Final = " \t\r\f\v"
 _TO_SPACE: Final = dict.fromkeys(map(ord, _SPACE), " ")
+_NUMBER: Final = re.compile(r"(-?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]+)|(0|[1-9][0-9]*))")
+"""As strtol() of C takes them with base 0: int() of Python knows 1_0, 0b1 and 0o17 as well."""
 _LINE: Final = re.compile(r"([A-Za-z0-9_]+)\s*:\s*(\S.*)")
 _ATOM: Final = re.compile(r"arg([0-5])\s*(==|!=|<=|>=|<|>|&|\bin\b)\s*(\S.*)")
 
@@ -223,9 +225,9 @@ class Reader:
         for word in text.split("|"):
             word = word.strip()
             name = word.lstrip("~").strip()
-            try:
-                one = int(name, 8 if re.fullmatch(r"0[0-7]+", name) else 0)
-            except ValueError:
+            number = _NUMBER.fullmatch(name)
+            one = int(number[1] + (number[2] or number[3] or number[4]), 16 if number[2] else 8 if number[3] else 10) if number else None
+            if one is None:
                 one = self.constant(name, where)
             if not -1 << 63 <= one <= _ALL:
                 self.fail(where, f"{name[:40]} does not fit 64 bits")

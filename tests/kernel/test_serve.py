@@ -450,6 +450,21 @@ def test_workers_end_when_another_thread_stops_them() -> None:
         timer.join()
 
 
+def test_an_exception_that_ends_the_loop_from_on_error_comes_after_the_answer() -> None:
+    """SystemExit out of on_error left the call without an answer for as long as the listener lived."""
+
+    def fails(_: ps.Notification) -> ps.Answer:
+        raise ValueError
+
+    def leaves(*_: Any) -> None:
+        raise SystemExit(3)
+
+    with listening(lambda: calls(1), "getppid") as (box, target):
+        with pytest.raises(SystemExit):
+            box.serve(on("getppid", fails, on_error=leaves))
+        assert target.result() == [-errno.EPERM]
+
+
 # ------------------------------------------------------------------- signals
 
 

@@ -68,3 +68,19 @@ def test_a_program_as_text_has_only_ascii_outside_comments():
     for odd in ("\u2028", "\u00a0", "\uff11"):
         with pytest.raises(ps.ProgramError, match="only ASCII"):
             Program.from_text(f"ret{odd}ALLOW\n")
+
+
+@pytest.mark.parametrize("dialect", READERS)
+@pytest.mark.parametrize(("text", "value"), [("0x1F", 31), ("017", 15), ("0", 0), ("10", 10), ("-1", (1 << 64) - 1)])
+def test_numbers_are_those_of_c(dialect, text, value):
+    policy = READERS[dialect](f"read: arg2 == {text}\n".encode(), "p", arch="x86_64")
+    for tried in (value, value ^ 1):
+        action = policy.compile().simulate("read", (0, 0, tried), arch="x86_64").action
+        assert (action == ps.ALLOW) is (tried == value)
+
+
+@pytest.mark.parametrize("dialect", READERS)
+@pytest.mark.parametrize("text", ["1_0", "0b1", "0o17", "08", "1e1"])
+def test_numbers_of_python_alone_are_refused(dialect, text):
+    with pytest.raises(ps.PolicyError, match="p:1: "):
+        calls(f"read: arg2 == {text}\n", dialect)
