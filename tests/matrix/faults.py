@@ -80,8 +80,8 @@ ERRNOS = {
     "prctl": "EINVAL EPERM",
     "pread64": "EIO ESRCH EINTR",
     "prlimit64": "EPERM",
-    "process_vm_readv": "EPERM ESRCH EFAULT ENOSYS",
-    "process_vm_writev": "EPERM ESRCH EFAULT ENOSYS",
+    "process_vm_readv": "EPERM ESRCH ENOSYS",
+    "process_vm_writev": "EPERM ESRCH ENOSYS",
     "ptrace": "ESRCH EPERM EIO",
     "pwrite64": "EIO ESRCH EPERM",
     "read": "EINTR EIO ESRCH",
@@ -258,7 +258,7 @@ class _FaultRunner(_Runner):
             added["child"] = max(child.filters.values(), default=0)
         if not facts.get("executed"):
             self._check_unchanged(harm, before, added, outcome.kind)
-        if not self.operation.traces:
+        if not facts.get("armed"):  # a trigger is waited for until its target ends
             harm += self.leaks
         if not self.operation.stays and outcome.kind == "works":
             harm += self._left_over()

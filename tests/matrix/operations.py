@@ -258,7 +258,12 @@ def _traced(s: Scene, watched: dict[str, int] | None = None) -> Iterator[Tracer]
 
 def checkpoint(s: Scene) -> None:
     reader, writer = os.pipe()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.close(reader)
+        os.close(writer)
+        raise Refusal(f"{type(error).__name__}: {error}") from None
     if pid == 0:
         try:
             s.limit()
