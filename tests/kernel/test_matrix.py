@@ -12,7 +12,7 @@ from matrix.run import cells, run_all
 
 PLACES = ("host", "pidns", "rootless", "runc", "filters-1", "diverged", "kills-restart", "traced", "i386")
 PENDING = (
-    "trace * user", "profile * user", "deadline * user", "deadline * container", "cgroup host pids-max", "park host fds-*", "emulate-open host fds-8",
+    "deadline * user", "deadline * container", "cgroup host pids-max", "park host fds-*", "emulate-open host fds-8",
 )  # fmt: skip
 """Cells that are not yet as they must be."""
 CALLERS = ("root", "user")
