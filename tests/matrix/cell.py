@@ -160,7 +160,7 @@ class _Runner:
             return outcome
         if self.operation.starts:
             self.target.roles &= set(facts["roles"])
-            self.target.wait_ready()
+            self.target.wait_ready(also="" if self.operation.name == "park" else "r")
         self._check(outcome, before, probes, facts)
         return outcome
 

@@ -176,10 +176,10 @@ class Target:
         """Run something that becomes the target."""
         self.launcher = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self.theirs, **popen)
 
-    def wait_ready(self, timeout: float = PATIENCE) -> None:
-        """Learn its process numbers from the credentials of its letters; wait for a round of every thread."""
+    def wait_ready(self, timeout: float = PATIENCE, also: str = "r") -> None:
+        """Learn its process numbers from the credentials of its letters; wait for a round of every thread, and the birth of others."""
         end = time.monotonic() + timeout
-        missing = set(self.roles)
+        missing = {*self.roles, *also}
         text = b""
         while missing:
             if not select.select([self.socket], [], [], max(0.0, end - time.monotonic()))[0]:

@@ -136,8 +136,10 @@ static void *waiter(void *)
 static void *reader(void *)
 {
 	char c;
-	long r = read(nothing[0], &c, 1);
+	long r;
 
+	(void)!write(1, &letters[READER], 1); /* it is there: its birth is over */
+	r = read(nothing[0], &c, 1);
 	wrong(READER, WRONG_WAKE, r < 0 ? errno : r);
 	return NULL;
 }
