@@ -335,13 +335,17 @@ static void drop(struct psc_inbox *inbox, uint32_t index, uint64_t key)
 
 int psc_inbox_add(struct psc_inbox *inbox, int fd)
 {
-	int r = psc_notify_valid(fd, 0);
+	int r;
+
+	do
+		r = psc_notify_valid(fd, 0);
+	while (r == -EINTR);
 
 	if (r != -ENOENT) /* what every listener answers to an id that never was */
 		return r == -EINVAL || r >= 0 ? -ENOTTY : r;
-	r = psc_notify_sync_wakeup(fd, true);
-	if (r < 0 && r != -EOPNOTSUPP)
-		return r;
+	do
+		r = psc_notify_sync_wakeup(fd, true);
+	while (r == -EINTR); /* without it answers are slower, no more */
 	pthread_mutex_lock(&inbox->lock);
 	r = find(inbox, fd) >= 0 ? -EEXIST : put(inbox, fd);
 	pthread_mutex_unlock(&inbox->lock);

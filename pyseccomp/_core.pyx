@@ -524,6 +524,8 @@ def install(const uint8_t[::1] program, uint32_t flags, int no_new_privs, Outcom
     """Load a program on this process. With an outcome: that gets the result, and owns the listener if one was asked for."""
     cdef size_t n = 0
     cdef const cpsc.sock_filter *insns = _insns(program, &n)
+    if face is not None and flags & PSC_NEW_LISTENER:
+        face.prepare()
     cdef uint32_t forbids = _before_own(insns, n, flags & PSC_NEW_LISTENER)
     cdef int r = cpsc.psc_install(insns, n, flags, no_new_privs)
     if r < 0:
@@ -563,6 +565,8 @@ def attach(Outcome outcome not None, Face face, int pidfd, const uint8_t[::1] pr
     options.foreign_arch = foreign_arch
     options.in_thread = in_thread
     options.timeout_ns = timeout_ns
+    if face is not None and cpsc.psc_program_notifies(options.insns, n):
+        face.prepare()
     with nogil:
         r = cpsc.psc_attach(&options, &result)
     raw = _attach_result(r, &result, outcome)
@@ -572,7 +576,8 @@ def attach(Outcome outcome not None, Face face, int pidfd, const uint8_t[::1] pr
                 gate.add((<Fd>fd).fd, slot, triggers, **care)
         except OSError as error:
             outcome.error = error
-        face.show(True)
+        with contextlib.suppress(OSError):
+            face.show(True)
     elif face is not None and outcome.fds:
         face._receive_from(outcome)
     return raw
@@ -599,6 +604,8 @@ def attach_group(Outcome outcome not None, Face face not None, int pidfd, int cg
     options.cgroup = cgroup
     options.skip = skip
     options.by_parent = by_parent
+    if cpsc.psc_program_notifies(options.attach.insns, n):
+        face.prepare()
     with nogil:
         r = cpsc.psc_attach_group(&options, &result)
     members = []
@@ -2162,6 +2169,13 @@ cdef class Slot:
         return self.number
 
 
+cdef extern from "<unistd.h>" nogil:
+    int c_dup3 "dup3"(int old, int new, int flags)
+
+
+_TRIES = 100  # of a dup3() that the kernel says to repeat (EINTR, EBUSY)
+
+
 cdef class Face:
     """The descriptors of one filter: the memfd with its page, the number that shows what can be received, and the inbox."""
 
@@ -2169,6 +2183,7 @@ cdef class Face:
     cdef readonly Page page
     cdef readonly Inbox inbox
     cdef bint gated
+    cdef readonly bint unshown
 
     def __cinit__(self, Inbox inbox not None):
         self.fd = self.memfd = -1
@@ -2220,10 +2235,23 @@ cdef class Face:
         try:
             for fd in outcome.fds:
                 self.inbox.add((<Fd>fd).fd)
-            self.show(self.gated)
         except Exception as error:
             outcome.error = error
+            error.add_note("the filter is in force")
+        with contextlib.suppress(OSError):  # what receives does not need the number; current() tries again
+            self.show(self.gated)
         return 0
+
+    def prepare(self) -> None:
+        """Before an attach that cannot be taken back: what show() takes a descriptor for."""
+        if 0 <= self.fd == self.memfd:
+            self.memfd = fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+    def current(self) -> int:
+        """The number, which shows what can be received. OSError: it cannot be made to."""
+        if self.unshown:
+            self.show(self.gated)
+        return self.fd
 
     def show(self, bint gated=False) -> None:
         """Make the number what polls for all listeners: the only one, or an epoll fd. Through a gate it is always that."""
@@ -2231,12 +2259,19 @@ cdef class Face:
         self.gated = self.gated or gated
         if self.fd < 0:
             return
-        if self.memfd == self.fd:
-            self.memfd = fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        self.unshown = True
+        self.prepare()
         fds = self.inbox.listeners()
         if fds:
             alone = len(fds) == 1 and not self.gated
-            os.dup2(fds[0] if alone else self.inbox.epoll_fd, self.fd, inheritable=False)
+            source = fds[0] if alone else self.inbox.epoll_fd
+            for left in reversed(range(_TRIES)):
+                r = c_dup3(source, self.fd, O_CLOEXEC)
+                if r >= 0:
+                    break
+                if left == 0 or c_errno not in (errno.EINTR, errno.EBUSY):
+                    raise OSError(c_errno, f"show listeners by descriptor {self.fd}: {os.strerror(c_errno)}")
+        self.unshown = False
 
     def close(self) -> None:
         self._close()
@@ -2398,7 +2433,8 @@ cdef class Gate:
             psc_keep_heap()
         outcome.result = result
         outcome.fds = [_own(r)]
-        face.show(True)
+        with contextlib.suppress(OSError):
+            face.show(True)
 
     def remove(self, int listener) -> None:
         cdef int r

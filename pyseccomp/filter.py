@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -269,7 +270,7 @@ class Filter(Owned, Receiver):
     def fileno(self) -> int:
         """Return the descriptor's number, the same for the life of the object (see the class)."""
         self._check_open("fileno")
-        return self._fd
+        return self._face.current()
 
     def close(self) -> None:
         """Close the descriptor and the attachments' listeners; what is in force stays in force. Idempotent.
@@ -1003,7 +1004,8 @@ class Filter(Owned, Receiver):
             self._check_open("activate")
             for listener in listeners:
                 self._inbox.add(listener)
-            self._face.show(self._gate is not None)
+            with contextlib.suppress(OSError):  # fileno() tries again; what is in force must not fail for it
+                self._face.show(self._gate is not None)
 
     def _forget(self, attachment: Attachment, listeners: tuple[int, ...], ward: int | None) -> None:
         """Receive from these no more. For Attachment only."""
