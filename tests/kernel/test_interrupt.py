@@ -75,7 +75,11 @@ def descriptors() -> dict[str, str]:
 
 
 def children() -> set[str]:
-    return {pid for tid in os.listdir("/proc/self/task") for pid in Path(f"/proc/self/task/{tid}/children").read_text().split()}
+    found: set[str] = set()
+    for tid in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended since
+            found.update(Path(f"/proc/self/task/{tid}/children").read_text().split())
+    return found
 
 
 def state() -> tuple[int, int, int]:
