@@ -345,7 +345,7 @@ class Attachment(Owned):
     def _on_acted(self, message: guardian.Message, fds: list[_core.Fd]) -> None:
         """The guardian has acted at the deadline. For Filter only."""
         state = message["state"]
-        if state == guardian.ACTIVE:
+        if state == guardian.ACTIVE and not self.closed:
             with self._lock:
                 try:
                     self._adopt_message(message, fds)

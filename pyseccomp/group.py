@@ -400,7 +400,7 @@ class GroupAttachment(Attachment):
             one._close(keep)
 
     def __del__(self) -> None:
-        if not self.activated:  # else it owns nothing: the attachments do
+        if self._linked and not self.activated:  # else it owns nothing: the attachments do
             super().__del__()
 
     def __repr__(self) -> str:
