@@ -244,6 +244,7 @@ def sweep(name: str) -> list[str]:
     import warnings
 
     warnings.simplefilter("ignore", ResourceWarning)
+    sys.unraisablehook = lambda _: None  # pytest's keeps what an interrupted __del__ refers to
     module = interrupter()
     pair()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -286,6 +287,7 @@ def soak(rounds: int, seed: int) -> list[str]:
         return 0
 
     warnings.simplefilter("ignore", ResourceWarning)
+    sys.unraisablehook = lambda _: None  # pytest's keeps what an interrupted __del__ refers to
     pair()
     rng = random.Random(seed)
     for name in OPERATIONS:  # caches fill
