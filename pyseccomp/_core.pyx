@@ -576,8 +576,7 @@ def attach(Outcome outcome not None, Face face, int pidfd, const uint8_t[::1] pr
                 gate.add((<Fd>fd).fd, slot, triggers, **care)
         except OSError as error:
             outcome.error = error
-        with contextlib.suppress(OSError):
-            face.show(True)
+        face._try_show(True)
     elif face is not None and outcome.fds:
         face._receive_from(outcome)
     return raw
@@ -614,9 +613,10 @@ def attach_group(Outcome outcome not None, Face face not None, int pidfd, int cg
             member = Outcome()
             raw = _attach_result(result.members[i].error, &result.members[i].result, member)
             members.append((_own(result.members[i].pidfd), result.members[i].became, raw, member))
-            if result.members[i].became == 1 and member.fds:
-                face._receive_from(member)
         outcome.raw = (r, <int>result.refusal, result.blamed, result.stop_ns, members)
+        for _, became, _, member in members:
+            if became == 1 and member.fds:
+                face._receive_from(member)
         return outcome.raw
     finally:
         cpsc.psc_group_result_destroy(&result)
@@ -2238,8 +2238,19 @@ cdef class Face:
         except Exception as error:
             outcome.error = error
             error.add_note("the filter is in force")
-        with contextlib.suppress(OSError):  # what receives does not need the number; current() tries again
-            self.show(self.gated)
+        self._try_show(self.gated)
+        return 0
+
+    cdef int _try_show(self, bint gated) except -1:
+        """Show if that can be; what receives does not need the number, and current() tries again.
+
+        No contextlib here, nor any other Python function: a signal handler can raise in one, and what an attach made is in no
+        attachment yet.
+        """
+        try:
+            self.show(gated)
+        except OSError:
+            pass
         return 0
 
     def prepare(self) -> None:
@@ -2433,8 +2444,7 @@ cdef class Gate:
             psc_keep_heap()
         outcome.result = result
         outcome.fds = [_own(r)]
-        with contextlib.suppress(OSError):
-            face.show(True)
+        face._try_show(True)
 
     def remove(self, int listener) -> None:
         cdef int r
