@@ -17,6 +17,8 @@
 
 static int unseen(int error)
 {
+	if (psc_is_shortage(-error))
+		return -error;
 	return error == ENOENT || error == ESRCH ? -ESRCH : -EPERM;
 }
 

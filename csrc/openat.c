@@ -153,6 +153,8 @@ static int read_call(struct psc_inbox *inbox, const struct psc_event *event, str
 /* What a file system of procfs says of a task that has ended, or that we may not ptrace (read). */
 static int refusal(int error)
 {
+	if (psc_is_shortage(-error))
+		return -error;
 	return error == ENOENT || error == ESRCH ? -ESRCH : -EPERM;
 }
 
@@ -192,10 +194,10 @@ static int open_start(int proc, int dirfd, int *ret_fd)
 		return EBADF;
 	snprintf(path, sizeof(path), "fd/%d", dirfd);
 	if (fstatat(proc, path, &st, AT_SYMLINK_NOFOLLOW) < 0)
-		return errno == ENOENT ? EBADF : -EPERM;
+		return errno == ENOENT ? EBADF : psc_is_shortage(-errno) ? -errno : -EPERM;
 	fd = openat(proc, path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
-		return errno == ENOTDIR ? ENOTDIR : errno == ENOENT ? EBADF : -EPERM;
+		return errno == ENOTDIR ? ENOTDIR : errno == ENOENT ? EBADF : psc_is_shortage(-errno) ? -errno : -EPERM;
 	*ret_fd = fd;
 	return 0;
 }

@@ -329,10 +329,16 @@ def socket_kind(int fd) -> tuple[int, int]:
     return domain, kind
 
 
-def receive_now(Fd sock not None, size_t size) -> tuple[bytes, list[Fd], int]:
+cdef extern from "fcntl.h" nogil:
+    enum: F_DUPFD_CLOEXEC
+    int c_dup_above "fcntl"(int fd, int command, ...)
+
+
+def receive_now(Fd sock not None, size_t size, int spare=0) -> tuple[bytes, list[Fd], int]:
     """Receive one message that is there, with its descriptors, CLOEXEC, and the flags.
 
-    Raises BlockingIOError when none is. OSError (EMFILE): its descriptors find no room in this process; it stays the next one.
+    Raises BlockingIOError when none is. OSError (EMFILE): its descriptors find no room in this process, or not so many are free
+    besides; it stays the next one.
     """
     cdef bytes data = PyBytes_FromStringAndSize(NULL, size)
     cdef char control[2048]
@@ -351,6 +357,9 @@ def receive_now(Fd sock not None, size_t size) -> tuple[bytes, list[Fd], int]:
             raise OSError(c_errno, os.strerror(c_errno))
         fds = _received(&m)
         if not m.msg_flags & MSG_CTRUNC:
+            if spare and _room(sock.fd, spare) < 0:
+                close_foreign(fds)
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             break
         close_foreign(fds)
         fds = []
@@ -358,6 +367,22 @@ def receive_now(Fd sock not None, size_t size) -> tuple[bytes, list[Fd], int]:
     # What was still cut is more than a message of ours has, or refused by a security module.
     recv(sock.fd, control, 1, MSG_DONTWAIT)
     return data[:r], fds, m.msg_flags
+
+
+cdef int _room(int fd, int wanted) noexcept:
+    """0 if so many descriptors (eight at most) are free, or -errno."""
+    cdef int taken[8]
+    cdef int n = 0, r = 0
+    while n < min(wanted, 8) and r == 0:
+        taken[n] = c_dup_above(fd, F_DUPFD_CLOEXEC, 0)
+        if taken[n] < 0:
+            r = -c_errno
+        else:
+            n += 1
+    while n > 0:
+        n -= 1
+        close(taken[n])
+    return r
 
 
 cdef list _received(msghdr *m):

@@ -799,10 +799,10 @@ def may_suspend_filters() -> bool:
 
 
 def explain(
-    refusal: int, error: int, pid: int, tid: int, tracer: int, done: tuple[int, ...], timeout: float, arch: int = 0
+    refusal: int, error: int, pid: int, tid: int, tracer: int, done: tuple[int, ...], timeout: float, arch: int = 0, what: str = ""
 ) -> AttachError | UnsupportedError | KernelError:
     """Make the error that says what was refused, why, and what to do. refusal: enum psc_refusal."""
-    what = f"attach to pid {pid}"
+    what = what or f"attach to pid {pid}"
     thread = f"thread {tid}" if tid and tid != pid else "it"
     match refusal:
         case 0:

@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from pyseccomp import _core
+from pyseccomp import _core, shortage
 from pyseccomp.embed import get_guardian
 from pyseccomp.errors import (
     KernelError,
@@ -34,6 +34,7 @@ from pyseccomp.errors import (
     NotificationGoneError,
     NotPermittedError,
     OpenDeniedError,
+    ShortageError,
     UnsupportedError,
 )
 from pyseccomp.owned import Owned
@@ -253,6 +254,8 @@ def _check(r: int, what: str) -> None:
         raise NotPermittedError(-r, f"{what}: {why}")
     if -r in _WHY:
         raise NotificationError(-r, f"{what}: {why}")
+    if -r in shortage.WANTS:
+        raise ShortageError(-r, f"{what}: {shortage.WANTS[-r]}")
     raise KernelError(-r, f"{what}: {why}")
 
 

@@ -320,7 +320,7 @@ class GroupAttachment(Attachment):
                 return AttachError(
                     error, f"{what}: the injecting process was killed; each process is untouched or wholly filtered, see ps.query()"
                 )
-        return explain(refusal, error, self.pid, 0, 0, (), self.timeout)
+        return explain(refusal, error, self.pid, 0, 0, (), self.timeout, what=what)
 
     def query(self) -> GroupState:
         """Ask the kernel what is true of each process that was filtered, now; "active" if all that live carry it."""

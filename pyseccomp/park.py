@@ -33,6 +33,7 @@ _WAITING, _APPLIED, _LOST = range(3)
 _NEW_LISTENER = 1 << 3
 _LAST_WORDS = 0.2
 _AT_ONCE: Final = 1024
+_SPARE: Final = 4  # descriptors that a look at a parked process takes
 _EACH: Final = 0.00005
 _LONGEST: Final = 0.005
 _PAUSE: Final = 0.05
@@ -343,7 +344,7 @@ def _receive(channel: Channel, found: list[_Received]) -> bool:
     while len(found) < before + _AT_ONCE:
         channel.refused = None
         try:
-            data, fds, flags = _core.receive_now(channel.ours, _MESSAGE.size + 1)
+            data, fds, flags = _core.receive_now(channel.ours, _MESSAGE.size + 1, _SPARE)
         except BlockingIOError:
             break
         except OSError as error:  # no free descriptor, no memory: the message stays where it is
