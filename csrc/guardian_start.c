@@ -33,7 +33,7 @@ static int execute(void *arg)
 {
 	struct start *start = arg;
 	char *const argv[] = { "pyseccomp-guardian", (char *)start->role, NULL }, *const environment[] = { NULL };
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC), fd = fcntl(start->socket, F_DUPFD, 16);
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC), fd = fcntl(start->socket, F_DUPFD, GUARDIAN_SOCKET + 1);
 
 	if (null < 0 || fd < 0)
 		goto failed;
@@ -48,7 +48,7 @@ static int execute(void *arg)
 	setsid();
 	execve(start->path, argv, environment);
 failed:
-	start->error = -errno;
+	start->error = errno == EINVAL && fd < 0 ? -EMFILE : -errno; /* EINVAL: RLIMIT_NOFILE is below the number wanted */
 	_exit(127);
 }
 

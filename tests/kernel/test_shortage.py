@@ -50,6 +50,7 @@ OPERATIONS: dict[str, Callable[[int], object]] = {
     "gate": lambda pid: ps.Filter(POLICY).attach(pid, mode="gate"),
     "exec": lambda pid: ps.Filter(POLICY).attach(pid, activate_on="exec"),
     "deadline": lambda pid: ps.Filter(POLICY).attach(pid, active=False, deadline=60),
+    "death": lambda pid: ps.Filter(POLICY).attach(pid, on_supervisor_death=ps.deny(errno.EPERM)),
     "popen": lambda pid: ps.Popen(["true"], filter=ps.Filter(POLICY)).wait(),
 }
 
