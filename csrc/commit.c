@@ -100,19 +100,25 @@ static int run_loader(struct psc_commit *commit, long *ret_result)
 {
 	struct psc_job *job = commit->job;
 	struct psc_tracee loader;
-	int pidfd, r, ended;
+	int pidfd = -1, r, ended;
 
 	r = psc_loader_start(&job->visit, commit->tracee, &commit->site, psc_commit_loader_options(commit), &loader, ret_result);
+	if (r == 0) {
+		pidfd = open_thread(loader.tid);
+		if (pidfd < 0 && pidfd != -ESRCH) { /* before anything is loaded */
+			commit->refused = true;
+			r = psc_job_refuse(job, PSC_REFUSED_INJECTOR, pidfd);
+		}
+	}
 	if (r == 0)
 		r = psc_loader_run(&job->visit, &loader, &commit->site, ret_result);
 	commit->loaded = r == 0 && *ret_result >= 0;
 	if (commit->loaded) {
-		pidfd = open_thread(loader.tid);
-		commit->listener = pidfd < 0 ? pidfd : take_listener(job, pidfd, *ret_result);
-		if (pidfd >= 0)
-			psc_sys(SYS_close, pidfd);
+		commit->listener = take_listener(job, pidfd, *ret_result);
 		read_back(commit, loader.tid);
 	}
+	if (pidfd >= 0)
+		psc_sys(SYS_close, pidfd);
 	ended = psc_commit_end_loader(commit, &loader, r);
 	return commit->loaded ? 0 : r == 1 && ended == 0 ? 1 : ended;
 }
@@ -163,7 +169,7 @@ static int run(struct psc_commit *commit, uint64_t address, uint32_t flags, bool
 		return psc_job_refuse(job, PSC_REFUSED_INJECTOR, -ECANCELED);
 	commit->begun = true;
 	r = commit->by_loader ? run_loader(commit, ret_result) : run_main(commit, ret_result);
-	commit->begun = r < 0 || commit->loaded;
+	commit->begun = !commit->refused && (r < 0 || commit->loaded);
 	if (r == 0 && no_new_privs && (commit->loaded || !commit->by_loader))
 		job->result->no_new_privs_set |= job->before.threads[0].no_new_privs == 0;
 	if (r == 0)

@@ -19,6 +19,7 @@ struct psc_commit {
 	uint64_t map;
 	struct psc_site site;
 	bool by_loader;	   /* a temporary thread makes the call, not this one */
+	bool refused;	   /* nothing was loaded, and the refusal says why */
 	bool begun;	   /* the call may have been made, or may be made yet */
 	bool loaded;	   /* the filter is in force */
 	bool replaced;	   /* but it is another program than ours */
