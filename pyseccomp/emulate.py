@@ -321,7 +321,7 @@ def emulate_open(
     """Answer a trapped open, openat, openat2 or creat: open the file for the target and give it the descriptor.
 
     A function for ``Responder.on``. What may not be opened fails as the kernel would have it, what ``allowed`` and
-    ``within`` exclude with EACCES; see :func:`open_for`. If it could not be tried, the call fails with EPERM and the error
+    ``within`` exclude with EACCES; see :meth:`Opening.is_within`. If it could not be tried, the call fails with EPERM and the error
     is raised. If the call is over meanwhile, nothing is left to answer.
     """
     try:
