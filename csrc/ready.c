@@ -14,7 +14,7 @@
 #include <sys/resource.h>
 
 #define SETTLE_NS 200000000 /* for a thread to leave our code after a failure */
-#define MAX_SUSPENDED 64    /* earlier filters that are looked into */
+#define MAX_SUSPENDED 1024  /* earlier filters that are looked into; the kernel takes some 6,500 at most */
 
 static bool allows(uint32_t ret)
 {

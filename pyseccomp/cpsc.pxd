@@ -497,6 +497,7 @@ cdef extern from "psc.h" nogil:
     int psc_guardian_start(const char *path, int *ret_socket)
     int psc_guardian_send(int socket, const psc_guardian_message *message, const int *fds, size_t n)
     int psc_guardian_receive(int socket, psc_guardian_message *ret_message, int *ret_fds)
+    void psc_guardian_drop(int socket)
 
     # trace
     enum: PSC_TRACE_VALUES
