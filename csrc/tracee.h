@@ -67,7 +67,7 @@ struct psc_visit {
 	pid_t seizing;	    /* a seize is under way (read by the timer's handler) */
 	bool execed;	    /* it has executed another program since it was seized */
 	bool stop_signal;   /* a SIGSTOP was held back */
-	pid_t dying;	    /* a thread of ours to be reaped, see psc_loader_leave() */
+	pid_t dying;	    /* a loader to be reaped, see psc_loader_leave() */
 	pid_t blamed;	    /* the thread that a failure is about, 0: none */
 	pid_t other_tracer; /* which traces blamed */
 	unsigned long options; /* PTRACE_O_* wanted beside the usual, once stopped */
